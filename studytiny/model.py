@@ -1,0 +1,267 @@
+"""DialogueModel: the decoder that reads the whole conversation and predicts its next character.
+
+The shape is Qwen3's, which is Llama's (RMSNorm before each block, rotary positions, causal attention, SwiGLU, no
+biases) plus a norm on every query and key; input and output embeddings are one matrix. Parameter names are those of
+Qwen3 in transformers, so what is learnt here reads the same there, and a test holds the logits of the two together.
+
+Shapes in comments: B rows, T tokens, D d_model, H heads, K = D / H width of a head, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from studytiny.errors import UserError
+
+# Generous upper limits: a damaged config.json must not ask for a terabyte.
+_LIMITS = {"vocab_size": 200_000, "d_model": 8192, "n_head": 256, "n_layers": 128, "max_length": 32_768, "d_ff": 65_536}
+
+
+def check_sizes(config: object) -> None:
+    """Raises UserError unless every size of a configuration is a whole number within reason and the heads fit."""
+    for name, limit in _LIMITS.items():
+        value = getattr(config, name, 1)
+        if type(value) is not int or not 1 <= value <= limit:
+            raise UserError(f"模型配置 {name}={value!r} 不对；应是 1 到 {limit} 的整数。")
+    if config.d_model % config.n_head or (config.d_model // config.n_head) % 2:
+        raise UserError(
+            f"模型配置 d_model={config.d_model} 不能平均分给 n_head={config.n_head} 个头（每头宽度须是偶数）。"
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of a DialogueModel.
+
+    Attributes:
+        vocab_size: entries of the vocabulary.
+        d_model: width of the stream of vectors.
+        n_head: attention heads.
+        n_layers: blocks.
+        max_length: the window: most tokens the model reads at once.
+        d_ff: inner width of the feed-forward part; 0 picks 8/3 of d_model, which with three matrices costs as much as
+            the classic 4 d_model with two.
+        rope_theta: base of the rotary positions.
+        norm_eps: added to the mean square before the root.
+    """
+
+    vocab_size: int
+    d_model: int = 512
+    n_head: int = 8
+    n_layers: int = 4
+    max_length: int = 256
+    d_ff: int = 0
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.d_ff == 0 and type(self.d_model) is int:
+            object.__setattr__(self, "d_ff", max(32, round(self.d_model * 8 / 3 / 32) * 32))
+        check_sizes(self)
+        for name in ("rope_theta", "norm_eps"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 < value < 1e9:
+                raise UserError(f"模型配置 {name}={value!r} 不对；应是一个正数。")
+
+
+class RMSNorm(nn.Module):
+    """Divides a vector by its root mean square, then scales every entry (Zhang & Sennrich 2019)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+def rotary_table(config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every position's angles, each (max_length, K) (RoFormer, Su et al. 2021)."""
+    head_size = config.d_model // config.n_head
+    frequencies = config.rope_theta ** (-torch.arange(0, head_size, 2).float() / head_size)  # (K/2,)
+    angles = torch.outer(torch.arange(config.max_length).float(), frequencies).repeat(1, 2)  # (max_length, K)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Turns each pair of entries (i, i + K/2) by its position's angle; what then counts is only the distance."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cosine + torch.cat((-second, first), dim=-1) * sine
+
+
+class KVCache:
+    """Keys and values of the tokens read so far, so that each new token is computed once."""
+
+    def __init__(self, config: ModelConfig, rows: int, device: torch.device, dtype: torch.dtype) -> None:
+        # (key or value, layer, B, H, max_length, K)
+        shape = (2, config.n_layers, rows, config.n_head, config.max_length, config.d_model // config.n_head)
+        self.keys, self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    @property
+    def full(self) -> bool:
+        """True when the window holds no further token."""
+        return self.length >= self.keys.shape[3]
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores new keys and values (B, H, T, K) behind the old ones; returns all of them, (B, H, length + T, K)."""
+        end = self.length + keys.shape[2]
+        self.keys[layer, :, :, self.length : end] = keys
+        self.values[layer, :, :, self.length : end] = values
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+class Attention(nn.Module):
+    """Every token gathers what it needs from the tokens before it (Vaswani et al. 2017, causal)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d, head_size = config.d_model, config.d_model // config.n_head
+        self.head_size = head_size
+        self.q_proj = nn.Linear(d, d, bias=False)
+        self.k_proj = nn.Linear(d, d, bias=False)
+        self.v_proj = nn.Linear(d, d, bias=False)
+        self.o_proj = nn.Linear(d, d, bias=False)
+        self.q_norm = RMSNorm(head_size, config.norm_eps)
+        self.k_norm = RMSNorm(head_size, config.norm_eps)
+
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, layer: int, cache: KVCache | None
+    ) -> Tensor:
+        rows, length, _ = x.shape
+
+        def heads(projected: Tensor) -> Tensor:  # (B, T, D) -> (B, T, H, K)
+            return projected.view(rows, length, -1, self.head_size)
+
+        queries = rotate(self.q_norm(heads(self.q_proj(x))).transpose(1, 2), *rotary)  # (B, H, T, K)
+        keys = rotate(self.k_norm(heads(self.k_proj(x))).transpose(1, 2), *rotary)
+        values = heads(self.v_proj(x)).transpose(1, 2)
+        if cache is not None:
+            keys, values = cache.extend(layer, keys, values)
+        # softmax(q k^T / sqrt(K)) v. Without a mask given, a query sees its own place and everything before it.
+        causal = mask is None and length > 1
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=causal)
+        return self.o_proj(mixed.transpose(1, 2).reshape(rows, length, -1))
+
+
+class FeedForward(nn.Module):
+    """Works on each token alone: down(silu(gate(x)) * up(x)) (SwiGLU, Shazeer 2020)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.up_proj = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.down_proj = nn.Linear(config.d_ff, config.d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward; each reads a normalised copy and adds its result to the stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.d_model, config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.d_model, config.norm_eps)
+        self.mlp = FeedForward(config)
+
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, layer: int, cache: KVCache | None
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotary, mask, layer, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class DialogueModel(nn.Module):
+    """ids of a conversation so far -> logits of every next character."""
+
+    architecture = "studytiny"
+    config_class = ModelConfig
+
+    def __init__(self, vocab_size: int, d_model: int = 512, n_head: int = 8, n_layers: int = 4, **more: float) -> None:
+        """``more``: the other fields of ModelConfig, e.g. ``max_length=512``."""
+        super().__init__()
+        self.config = config = ModelConfig(vocab_size, d_model, n_head, n_layers, **more)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        cosine, sine = rotary_table(config)
+        # Computed, not learnt: they follow the model to its device but are no part of the file.
+        self.register_buffer("rotary_cosine", cosine, persistent=False)
+        self.register_buffer("rotary_sine", sine, persistent=False)
+        self.reset_parameters()
+
+    @classmethod
+    def from_config(cls, config: ModelConfig) -> DialogueModel:
+        return cls(**asdict(config))
+
+    def reset_parameters(self) -> None:
+        """Normal(0, 0.02); the two matrices of a block that add to the stream start smaller, so that depth does not
+        inflate it (GPT-2, Radford et al. 2019)."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 1:
+                nn.init.ones_(parameter)
+            elif name.endswith(("o_proj.weight", "down_proj.weight")):
+                nn.init.normal_(parameter, std=0.02 / (2 * self.config.n_layers) ** 0.5)
+            else:
+                nn.init.normal_(parameter, std=0.02)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed_tokens.weight.device
+
+    def hidden_states(self, ids: Tensor, segments: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """ids (B, T) -> vectors (B, T, D) from which ``unembed`` predicts the next token at each place.
+
+        Args:
+            segments: (B, T) whole numbers; a token sees only tokens of its own number, so that several dialogues can
+                share a row in training without reading each other.
+            cache: what was read before; its length grows by T.
+
+        Raises:
+            ValueError: more tokens than the window holds.
+        """
+        start = cache.length if cache is not None else 0
+        end = start + ids.shape[1]
+        if end > self.config.max_length:
+            raise ValueError(f"{end} tokens do not fit the window of {self.config.max_length}")
+        rotary = (self.rotary_cosine[start:end], self.rotary_sine[start:end])  # each (T, K)
+        mask = None
+        if segments is not None:
+            same = segments[:, :, None] == segments[:, None, :]  # (B, T, T)
+            mask = same.tril().unsqueeze(1)  # (B, 1, T, T), shared by the heads
+        elif start > 0 and ids.shape[1] > 1:
+            mask = torch.ones(ids.shape[1], end, dtype=torch.bool, device=ids.device).tril(start)  # (T, end)
+        x = self.embed_tokens(ids)  # (B, T, D)
+        for layer, block in enumerate(self.layers):
+            x = block(x, rotary, mask, layer, cache)
+        if cache is not None:
+            cache.length = end
+        return self.norm(x)
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> logits (..., V): how well each token's own embedding fits the vector."""
+        return F.linear(hidden, self.embed_tokens.weight)
+
+    def forward(self, ids: Tensor, segments: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """ids (B, T) -> logits (B, T, V); see ``hidden_states`` for the arguments."""
+        return self.unembed(self.hidden_states(ids, segments, cache))
+
+    # What the generator needs of any architecture: a memory of one conversation, and the next logits.
+
+    def new_cache(self) -> KVCache:
+        """An empty memory for one conversation."""
+        return KVCache(self.config, 1, self.device, self.embed_tokens.weight.dtype)
+
+    @torch.inference_mode()
+    def next_logits(self, ids: list[int], cache: KVCache) -> Tensor:
+        """Reads ``ids`` behind what ``cache`` holds; returns the logits (V,) of the token that follows."""
+        hidden = self.hidden_states(torch.tensor([ids], device=self.device), cache=cache)
+        return self.unembed(hidden[0, -1])
