@@ -77,7 +77,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight.type_as(x), self.eps)
 
 
 def rotary_table(config: ModelConfig) -> tuple[Tensor, Tensor]:
@@ -254,7 +254,11 @@ class DialogueModel(nn.Module):
         """ids (B, T) -> logits (B, T, V); see ``hidden_states`` for the arguments."""
         return self.unembed(self.hidden_states(ids, segments, cache))
 
-    # What the generator needs of any architecture: a memory of one conversation, and the next logits.
+    # What generator and evaluation need of any architecture.
+
+    def independent_logits(self, ids: Tensor) -> Tensor:
+        """ids (B, T) -> logits (B, T, V), no row influencing another: simply ``forward``."""
+        return self(ids)
 
     def new_cache(self) -> KVCache:
         """An empty memory for one conversation."""

@@ -112,13 +112,23 @@ class PublishedModel(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids (B, T) -> logits (B, T, V). Rows influence each other, as in the original's training."""
-        if ids.shape[1] > self.config.max_length:
-            raise ValueError(f"{ids.shape[1]} tokens do not fit the window of {self.config.max_length}")
-        x = self.token_embed(ids) + self.role_embed(published_roles(ids))
-        x = x + self.position_encoding[: ids.shape[1]]
+        x = self._embed(ids)
         for layer in self.encoder_layers:
             x = layer(x)
         return self.lm_head(x)
+
+    def independent_logits(self, ids: Tensor) -> Tensor:
+        """ids (B, T) -> logits (B, T, V), each row as if it were alone: what the model is worth when it serves."""
+        x = self._embed(ids)
+        for layer in self.encoder_layers:
+            x = layer.alone(x)
+        return self.lm_head(x)
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        if ids.shape[1] > self.config.max_length:
+            raise ValueError(f"{ids.shape[1]} tokens do not fit the window of {self.config.max_length}")
+        x = self.token_embed(ids) + self.role_embed(published_roles(ids))
+        return x + self.position_encoding[: ids.shape[1]]
 
     def new_cache(self) -> Place:
         """An empty memory for one conversation."""

@@ -1,0 +1,109 @@
+"""Packing and labels: everything the assistant says is learnt once, nothing else."""
+
+import random
+
+import pytest
+import torch
+
+from studytiny import Tokenizer, UserError
+from studytiny.tokenizer import END_ID, PAD_ID
+from train import ConvDataset, DialogueDataset
+from train.corpus import is_held_out, to_messages
+from train.dataset import IGNORED, pack
+
+
+def made_dialogues(count=200, turns=(2, 4, 6), length=12, seed=0):
+    rng = random.Random(seed)
+
+    def text():
+        return "".join(rng.choice("一二三四五六七八九十") for _ in range(rng.randint(1, length)))
+
+    dialogues = [[text() for _ in range(rng.choice(turns))] for _ in range(count)]
+    return [turns for turns in dialogues if not is_held_out(turns)]
+
+
+def make(dialogues, max_length=64):
+    corpus = ConvDataset.from_dialogues(dialogues)
+    tokenizer = corpus.build_vocab()
+    return DialogueDataset(corpus, tokenizer, max_length), tokenizer
+
+
+def learnt(dataset, tokenizer):
+    """Every run of labels, as text, read back from the rows."""
+    replies = []
+    for item in dataset:
+        reply = []
+        for label in item["labels"].tolist():
+            if label != IGNORED:
+                reply.append(label)
+            if label == END_ID:
+                replies.append(tokenizer.decode(reply))
+                reply = []
+        assert not reply
+    return sorted(replies)
+
+
+def test_every_reply_is_learnt_exactly_once():
+    dialogues = made_dialogues()
+    dataset, tokenizer = make(dialogues, max_length=128)
+    assert learnt(dataset, tokenizer) == sorted(text for turns in dialogues for text in turns[1::2])
+
+
+def test_labels_follow_their_token_within_the_dialogue():
+    dataset, _ = make(made_dialogues())
+    for item in dataset:
+        ids, labels, segments = item["input_ids"], item["labels"], item["segments"]
+        places = (labels != IGNORED).nonzero().flatten()
+        assert torch.equal(labels[places], ids[places + 1])
+        assert torch.equal(segments[places], segments[places + 1])
+        assert (segments[places] >= 0).all()
+
+
+def test_rows_hold_whole_dialogues_and_little_padding():
+    dialogues = made_dialogues(turns=(2, 4))
+    dataset, tokenizer = make(dialogues)
+    assert dataset.tokens / (len(dataset) * 64) > 0.95
+    assert dataset.tokens == sum(len(tokenizer.encode_dialogue(to_messages(turns)).ids) for turns in dialogues)
+    for item in dataset:
+        padding = item["segments"] == -1
+        assert (item["input_ids"][padding] == PAD_ID).all()
+        assert (item["labels"][padding] == IGNORED).all()
+
+
+def test_long_dialogue_is_split_before_a_user_turn():
+    turns = ["问" * 10, "答" * 10] * 10
+    dataset, tokenizer = make([turns])
+    assert len(dataset) > 1
+    assert learnt(dataset, tokenizer) == ["答" * 10] * 10
+    for item in dataset:
+        assert item["input_ids"][0] == 0
+
+
+def test_exchange_longer_than_a_row_is_cut_not_lost():
+    dataset, tokenizer = make([["问" * 10, "答" * 100, "问", "好"]])
+    labels = torch.cat([item["labels"] for item in dataset])
+    assert (labels == tokenizer.vocab["答"]).sum() > 40
+    assert (labels == tokenizer.vocab["好"]).sum() == 1
+
+
+def test_best_fit_packs_everything_once():
+    rng = random.Random(1)
+    lengths = [rng.randint(1, 50) for _ in range(500)]
+    rows = pack(lengths, 50)
+    assert sorted(piece for row in rows for piece in row) == list(range(500))
+    assert all(sum(lengths[piece] for piece in row) <= 50 for row in rows)
+    assert len(rows) <= 1.05 * sum(lengths) / 50 + 1
+
+
+def test_nothing_to_learn_is_said():
+    with pytest.raises(UserError, match="没有可学的回答"):
+        make([["问" * 100, "答"]])  # the answer never fits a row
+    held_out = next([f"{i}", "答"] for i in range(1000) if is_held_out([f"{i}"]))
+    with pytest.raises(UserError, match="没有可学的回答"):
+        make([held_out])
+
+
+def test_unknown_characters_of_the_corpus_are_learnt_as_unknown():
+    corpus = ConvDataset.from_dialogues([["你好", "好呀"]])
+    dataset = DialogueDataset(corpus, Tokenizer("好"), 16)
+    assert dataset.labels == 3

@@ -1,0 +1,155 @@
+"""The architectures: equal to their references, causal, and independent where they must be."""
+
+import pytest
+import torch
+from conftest import assistant, user
+
+from studytiny import DialogueModel, ModelConfig, UserError
+from studytiny.published import PublishedModel, sinusoid
+
+
+def random_ids(model, rows=2, length=20, seed=1):
+    return torch.randint(0, model.config.vocab_size, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def test_logits_equal_those_of_transformers_qwen3():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    ours = DialogueModel(101, d_model=64, n_head=4, n_layers=3, max_length=48).eval()
+    for parameter in ours.parameters():  # gains of exactly 1 would hide a forgotten norm
+        torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.2)
+    c = ours.config
+    theirs = transformers.Qwen3ForCausalLM(
+        transformers.Qwen3Config(
+            vocab_size=c.vocab_size,
+            hidden_size=c.d_model,
+            intermediate_size=c.d_ff,
+            num_hidden_layers=c.n_layers,
+            num_attention_heads=c.n_head,
+            num_key_value_heads=c.n_head,
+            head_dim=c.d_model // c.n_head,
+            max_position_embeddings=c.max_length,
+            rms_norm_eps=c.norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
+            tie_word_embeddings=True,
+            attention_bias=False,
+        )
+    ).eval()
+    theirs.model.load_state_dict(ours.state_dict())
+    ids = random_ids(ours, rows=3, length=c.max_length)
+    with torch.inference_mode():
+        expected, found = theirs(ids).logits, ours(ids)
+    assert expected.abs().max() > 1  # there is something to compare
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
+
+
+def test_later_character_never_changes_an_earlier_logit(model):
+    ids = random_ids(model)
+    changed = ids.clone()
+    changed[:, 12] = (ids[:, 12] + 1) % model.config.vocab_size
+    with torch.inference_mode():
+        before, after = model(ids), model(changed)
+    assert torch.equal(before[:, :12], after[:, :12])
+    assert not torch.allclose(before[:, 13:], after[:, 13:])
+
+
+def test_earlier_character_does_reach_later_logits(model):
+    ids = random_ids(model)
+    changed = ids.clone()
+    changed[:, 0] = (ids[:, 0] + 1) % model.config.vocab_size
+    with torch.inference_mode():
+        assert (model(ids)[:, -1] - model(changed)[:, -1]).abs().max() > 1e-4
+
+
+def test_cache_gives_the_logits_of_the_whole_sequence(model):
+    ids = random_ids(model, rows=1)[0].tolist()
+    with torch.inference_mode():
+        whole = model(torch.tensor([ids]))[0]
+    cache = model.new_cache()
+    for part, place in (([*ids[:7]], 6), ([ids[7]], 7), (ids[8:15], 14), (ids[15:], 19)):
+        torch.testing.assert_close(model.next_logits(part, cache), whole[place], atol=1e-5, rtol=1e-5)
+
+
+def test_dialogues_sharing_a_row_do_not_read_each_other(model):
+    ids = random_ids(model, rows=1)
+    segments = torch.tensor([[0] * 9 + [1] * 11])
+    with torch.inference_mode():
+        packed = model(ids, segments)
+        torch.testing.assert_close(packed[:, :9], model(ids[:, :9]), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(packed[:, 9:], model(ids[:, 9:]), atol=1e-5, rtol=1e-5)
+
+
+def test_more_than_the_window_is_an_error(model, published):
+    for either in (model, published):
+        with pytest.raises(ValueError, match="window"):
+            either(random_ids(either, length=either.config.max_length + 1))
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"vocab_size": 0},
+        {"vocab_size": 10**12},
+        {"d_model": 30},
+        {"n_layers": 2.0},
+        {"n_head": True},
+        {"max_length": -1},
+        {"d_ff": "big"},
+        {"rope_theta": float("nan")},
+        {"norm_eps": 0},
+    ],
+)
+def test_impossible_sizes_are_refused(sizes):
+    with pytest.raises(UserError, match=next(iter(sizes))):
+        ModelConfig(**{"vocab_size": 100, **sizes})
+
+
+# The published architecture. That it equals the original bit for bit is shown in test_import_published.py.
+
+
+def test_published_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        model = PublishedModel(6711)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 19_489_335
+    assert len(dict(model.named_parameters())) == 52
+
+
+def test_published_sinusoid_is_interleaved():
+    table = sinusoid(5, 4)
+    assert torch.equal(table[:, 0], torch.arange(5).float().sin())
+    assert torch.equal(table[:, 1], torch.arange(5).float().cos())
+
+
+def test_published_answers_without_context(published, tokenizer):
+    """Its bug, kept: changing every earlier character changes nothing at all."""
+    prompts = [tokenizer.encode_dialogue([user(text)], add_reply_mark=True).ids for text in ("你好呀", "天气怎")]
+    first, second = (published.next_logits(ids, published.new_cache()) for ids in prompts)
+    assert torch.equal(first, second)
+
+
+def test_published_serving_equals_its_forward(published, tokenizer):
+    messages = [user("你好"), assistant("好呀"), user("再见")]
+    ids = tokenizer.encode_dialogue(messages, add_reply_mark=True).ids
+    with torch.inference_mode():
+        whole = published(torch.tensor([ids]))[0]
+        alone = published.independent_logits(torch.tensor([ids]))[0]
+    torch.testing.assert_close(alone, whole, atol=1e-5, rtol=1e-5)
+    for end in range(1, len(ids) + 1):
+        logits = published.next_logits(ids[:end], published.new_cache())
+        torch.testing.assert_close(logits, whole[end - 1], atol=1e-5, rtol=1e-5)
+
+
+def test_published_rows_mix_in_forward_but_not_when_serving(published):
+    ids = random_ids(published, rows=4)
+    with torch.inference_mode():
+        alone = published(ids[:1])[0]
+        assert (published(ids)[0] - alone).abs().max() > 1e-3
+        torch.testing.assert_close(published.independent_logits(ids)[0], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_published_position_stays_the_last_one_past_the_window(published):
+    window = published.config.max_length
+    one, other = published.new_cache(), published.new_cache()
+    at_the_edge = published.next_logits([7] * window, one)
+    assert torch.equal(at_the_edge, published.next_logits([7] * (window + 50), other))
+    assert torch.equal(at_the_edge, published.next_logits([7], one))

@@ -1,0 +1,7 @@
+"""What makes a model: corpora, training, evaluation. Start with ``python -m train --help``."""
+
+from train.corpus import ConvDataset
+from train.dataset import DialogueDataset
+from train.trainer import TrainConfig, TransformerTrainer
+
+__all__ = ["ConvDataset", "DialogueDataset", "TrainConfig", "TransformerTrainer"]
