@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from studytiny.checkpoint import Model, load_folder, read_config
+from studytiny.checkpoint import Model, load_folder, pick_device, read_config
 from studytiny.generator import Generator
 from studytiny.import_published import read_published
 from studytiny.sampling import SamplingConfig
@@ -30,7 +30,7 @@ def load_checkpoint(
         training = read_config(path)["training"]
         return model, None, None, int(training.get("epoch", 0)), training
     published = read_published(path)
-    return published.model.to(device).eval(), None, None, published.epoch, published.config
+    return published.model.to(pick_device(device)).eval(), None, None, published.epoch, published.config
 
 
 def generate_response(

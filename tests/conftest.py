@@ -1,10 +1,14 @@
 """A model and a tokenizer small enough that every test can afford them."""
 
+import os
+
 import pytest
 import torch
 
 from studytiny import DialogueModel, Tokenizer
 from studytiny.published import PublishedModel
+
+os.environ["PYTHONUTF8"] = "1"  # so that commands started by tests print UTF-8 on Windows too
 
 CHARACTERS = "你好呀我是小天叫什么名字吗很高兴认识再见谢不客气今天气怎样，。？！ abcxyz<|>/endusrit"
 

@@ -20,6 +20,7 @@ from train.dataset import DialogueDataset
 from train.trainer import TrainConfig, TransformerTrainer
 
 DEMO = "demo"
+DEMO_DIALOGUES = 20_000
 # name -> sizes of the model, and the most entries its vocabulary may have
 PRESETS = {
     "mini": ({"d_model": 256, "n_head": 4, "n_layers": 4, "max_length": 256}, 5_000),
@@ -37,7 +38,7 @@ def load_corpus(names: list[str]) -> ConvDataset:
     dialogues: list[list[str]] = []
     for name in names:
         if name == DEMO:
-            part = ConvDataset.from_dialogues(demo.generate(), DEMO)
+            part = ConvDataset.from_dialogues(demo.generate(DEMO_DIALOGUES), DEMO)
         elif Path(name).is_file():
             part = ConvDataset(name).process_file()
         else:
@@ -65,6 +66,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--batch-size", type=int, default=TrainConfig.batch_size, help="每步几行，每行 256 字（默认 8）"
     )
+    parser.add_argument("--half", action="store_true", help="权重用 bfloat16 存，文件小一半")
     parser.add_argument("--seed", type=int, default=0, help="随机种子（默认 0）")
     parser.add_argument("--threads", type=int, metavar="个", help="用几个 CPU 线程（默认由 PyTorch 决定）")
     parser.add_argument("--device", default="auto", help="auto、cpu、cuda 或 mps（默认 auto）")
@@ -83,6 +85,7 @@ def main() -> None:
         batch_size=arguments.batch_size,
         epochs=arguments.epochs if arguments.epochs is not None else TrainConfig.epochs,
         minutes=10.0 if arguments.minutes is None and arguments.epochs is None else arguments.minutes,
+        half=arguments.half,
         out=arguments.out or f"runs/{arguments.preset}-{time.strftime('%Y%m%d-%H%M%S')}",
     )
     corpus = load_corpus(arguments.corpus)

@@ -46,6 +46,7 @@ class TrainConfig:
         batch_size: rows of a batch, for whoever builds the DataLoader.
         minutes: time budget, measuring and saving included; None trains ``epochs`` epochs.
         warmup: share of the run in which the learning rate rises.
+        half: store the weights in bfloat16, half the size.
         out: the model folder to write.
     """
 
@@ -59,6 +60,7 @@ class TrainConfig:
     batch_size: int = 8
     minutes: float | None = None
     warmup: float = 0.02
+    half: bool = False
     out: str = "runs/studytiny"
 
     def __post_init__(self) -> None:
@@ -231,7 +233,8 @@ class TransformerTrainer:
     def save(self) -> Path:
         """Writes the model folder in one atomic step; it can be chatted with while training goes on."""
         training = {**asdict(self.config), "epoch": self.epoch, "steps": self.steps, "history": self.history}
-        return save_checkpoint(self.config.out, self.model, self.tokenizer, training)
+        dtype = torch.bfloat16 if self.config.half else torch.float32
+        return save_checkpoint(self.config.out, self.model, self.tokenizer, training, dtype)
 
     def _batches(self) -> Iterator[list[Mapping[str, Tensor]]]:
         """The batches of each optimizer step, epoch after epoch; an epoch's last step may have fewer."""
