@@ -64,7 +64,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", metavar="文件夹", help="模型写到哪里（默认 runs/大小-日期-时间）")
     parser.add_argument("--lr", type=float, help="学习率的最大值")
     parser.add_argument(
-        "--batch-size", type=int, default=TrainConfig.batch_size, help="每步几行，每行 256 字（默认 8）"
+        "--batch-size", type=int, default=TrainConfig.batch_size, help="每步几行，每行 256 字（默认 4）"
     )
     parser.add_argument("--half", action="store_true", help="权重用 bfloat16 存，文件小一半")
     parser.add_argument("--seed", type=int, default=0, help="随机种子（默认 0）")

@@ -57,7 +57,7 @@ class TrainConfig:
     use_amp: bool = True
     max_grad_norm: float = 1.0
     save_every: int = 1
-    batch_size: int = 8
+    batch_size: int = 4
     minutes: float | None = None
     warmup: float = 0.02
     half: bool = False
