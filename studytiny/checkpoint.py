@@ -32,14 +32,18 @@ Model = DialogueModel | PublishedModel
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
-    """``auto``: the first of CUDA, MPS, CPU that is there."""
-    if str(device) != "auto":
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
+    """``auto``: the first of CUDA, MPS, CPU that is there.
+
+    Raises:
+        UserError: the device that was asked for is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if str(device) == "auto":
+        return torch.device(next(kind for kind, available in there.items() if available))
+    device = torch.device(device)
+    if not there.get(device.type, True):
+        raise UserError(f"这台电脑上没有可用的 {device.type}；请改用 cpu 或 auto。")
+    return device
 
 
 def save_checkpoint(

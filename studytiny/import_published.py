@@ -13,7 +13,6 @@ Nothing is imported, looked up or called on the file's behalf; whatever the orig
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import pickletools  # takes pickles apart; it is the module ``pickle`` that runs them
@@ -28,7 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from studytiny.checkpoint import save_checkpoint
-from studytiny.errors import UserError, run_command
+from studytiny.command import CommandParser, run_command
+from studytiny.errors import UserError
 from studytiny.published import PublishedBlock, PublishedConfig, PublishedModel
 from studytiny.tokenizer import Tokenizer
 
@@ -435,9 +435,9 @@ def _show(text: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m studytiny.import_published",
-        description="把 ModelScope 上发布的 StudyTinyModel 安全地转换成模型文件夹：只读数据，不运行文件里的代码。",
+    parser = CommandParser(
+        "python -m studytiny.import_published",
+        "把 ModelScope 上发布的 StudyTinyModel 安全地转换成模型文件夹：只读数据，不运行文件里的代码。",
     )
     parser.add_argument("checkpoint", help="下载的检查点，例如 model_epoch_2.pt")
     parser.add_argument("vocab", help="和它一起发布的 vocab.txt")

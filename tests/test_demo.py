@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from studytiny.command import run_command
 from train.demo import FOLDER, TopicError, compose_dialogues, generate, write_conv
 from train.demo.__main__ import main
 
@@ -114,9 +115,14 @@ def test_a_new_topic_needs_one_file_only(tmp_path):
     assert all(dialogue.turns for dialogue in dialogues)
 
 
-def test_the_file_has_the_conv_format(tmp_path, capsys):
+def run_demo(monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["train.demo", *arguments])
+    run_command(main)
+
+
+def test_the_file_has_the_conv_format(tmp_path, monkeypatch, capsys):
     out = tmp_path / "demo.conv"
-    assert main([str(out), "--count", "20", "--seed", "3"]) == 0
+    run_demo(monkeypatch, str(out), "--count", "20", "--seed", "3")
     expected = "".join("E\n" + "".join(f"M {turn}\n" for turn in turns) for turns in generate(20, 3))
     assert out.read_bytes() == expected.encode()
     assert "20 段对话" in capsys.readouterr().out
@@ -135,9 +141,11 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert out.read_text(encoding="utf-8") == "旧的" and os.listdir(tmp_path) == ["demo.conv"]
 
 
-@pytest.mark.parametrize("arguments", [["no/such/folder/x.conv"], ["x.conv", "--count", "0"], ["."]])
+@pytest.mark.parametrize("arguments", [["x.conv", "--count", "0"], ["x.conv", "--count", "many"], ["."], []])
 def test_a_users_mistake_is_one_chinese_sentence(tmp_path, monkeypatch, capsys, arguments):
     monkeypatch.chdir(tmp_path)
-    assert main(arguments) != 0
+    with pytest.raises(SystemExit) as exit_:
+        run_demo(monkeypatch, *arguments)
+    assert exit_.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("错误：") and error.count("\n") == 1 and not os.listdir(tmp_path)

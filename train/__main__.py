@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from studytiny.checkpoint import pick_device
-from studytiny.errors import UserError, run_command
+from studytiny.command import CommandParser, number, run_command
+from studytiny.errors import UserError
 from studytiny.generator import Generator
 from studytiny.model import DialogueModel
 from studytiny.sampling import SamplingConfig
@@ -50,31 +50,29 @@ def load_corpus(names: list[str]) -> ConvDataset:
     return ConvDataset.from_dialogues(dialogues, "、".join(names))
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m train", description="训练一个中文对话模型；不加参数就用自带的语料训练小模型（mini）。"
-    )
+def build_parser() -> CommandParser:
+    parser = CommandParser("python -m train", "训练一个中文对话模型；不加参数就用自带的语料训练小模型（mini）。")
     parser.add_argument(
         "--corpus", nargs="+", default=[DEMO], metavar="语料", help=".conv 文件或 demo（默认）；可给几个"
     )
     parser.add_argument("--preset", choices=PRESETS, default="mini", help="模型大小：mini（默认，几分钟）或 standard")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--minutes", type=float, metavar="分钟", help="训练多久（默认 10 分钟）")
-    length.add_argument("--epochs", type=int, metavar="遍", help="把语料学几遍")
+    length.add_argument("--minutes", type=number(float), metavar="分钟", help="训练多久（默认 10 分钟）")
+    length.add_argument("--epochs", type=number(int), metavar="遍", help="把语料学几遍")
     parser.add_argument("--out", metavar="文件夹", help="模型写到哪里（默认 runs/大小-日期-时间）")
-    parser.add_argument("--lr", type=float, help="学习率的最大值")
+    parser.add_argument("--lr", type=number(float), help="学习率的最大值")
     parser.add_argument(
-        "--batch-size", type=int, default=TrainConfig.batch_size, help="每步几行，每行 256 字（默认 4）"
+        "--batch-size", type=number(int), default=TrainConfig.batch_size, help="每步几行，每行 256 字（默认 4）"
     )
     parser.add_argument("--half", action="store_true", help="权重用 bfloat16 存，文件小一半")
-    parser.add_argument("--seed", type=int, default=0, help="随机种子（默认 0）")
-    parser.add_argument("--threads", type=int, metavar="个", help="用几个 CPU 线程（默认由 PyTorch 决定）")
-    parser.add_argument("--device", default="auto", help="auto、cpu、cuda 或 mps（默认 auto）")
-    return parser.parse_args()
+    parser.add_argument("--seed", type=number(int), default=0, help="随机种子（默认 0）")
+    parser.add_argument("--threads", type=number(int), metavar="个", help="用几个 CPU 线程（默认由 PyTorch 决定）")
+    parser.add_device()
+    return parser
 
 
 def main() -> None:
-    arguments = parse_arguments()
+    arguments = build_parser().parse_args()
     if arguments.threads is not None:
         if arguments.threads < 1:
             raise UserError(f"--threads {arguments.threads} 不对；应是 1 以上的整数。")

@@ -7,7 +7,6 @@ can be compared between vocabularies: an unknown character counts as ``<unk>`` i
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import random
@@ -20,7 +19,8 @@ import torch
 import torch.nn.functional as F
 
 from studytiny.checkpoint import Model, load_folder
-from studytiny.errors import UserError, run_command
+from studytiny.command import CommandParser, run_command
+from studytiny.errors import UserError
 from studytiny.generator import Generator
 from studytiny.sampling import SamplingConfig
 from studytiny.tokenizer import PAD_ID, UNK_ID, EncodedDialogue, Tokenizer
@@ -181,14 +181,14 @@ LABELS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m train.evaluate", description="用一份语料测一个模型。")
+    parser = CommandParser("python -m train.evaluate", "用一份语料测一个模型。")
     parser.add_argument("model", metavar="模型文件夹", help="训练得到的文件夹")
     parser.add_argument(
         "--corpus", required=True, metavar="文件", help=".conv 语料；默认只测其中训练时留出的约 2%% 对话"
     )
     parser.add_argument("--all", action="store_true", help="测整个文件，而不只是留出的部分")
     parser.add_argument("--json", action="store_true", help="输出一个 JSON 对象")
-    parser.add_argument("--device", default="auto", help="auto、cpu、cuda 或 mps（默认 auto）")
+    parser.add_device()
     arguments = parser.parse_args()
     result = evaluate(arguments.model, arguments.corpus, arguments.all, arguments.device)
     if arguments.json:

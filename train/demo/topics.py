@@ -13,6 +13,8 @@ from functools import cache, cached_property
 from itertools import accumulate
 from pathlib import Path
 
+from studytiny.errors import UserError
+
 SLOT = re.compile(r"\{(\??)([a-z_]+)(\d*)\}")
 CHOICE = re.compile(r"\(([^()]*)\)")
 KINDS = ("话题", "开头", "结尾", "接话", "答问", "刚才", "询问", "更正", "未知")
@@ -28,7 +30,7 @@ def expand(text: str, choose: Callable[[list[str]], str]) -> str:
     return text
 
 
-class TopicError(ValueError):
+class TopicError(UserError):
     """A topic or value file that cannot be read; the message is one sentence with file and line."""
 
 
