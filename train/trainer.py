@@ -233,6 +233,7 @@ class TransformerTrainer:
     def save(self) -> Path:
         """Writes the model folder in one atomic step; it can be chatted with while training goes on."""
         training = {**asdict(self.config), "epoch": self.epoch, "steps": self.steps, "history": self.history}
+        del training["out"]  # where it lay on this machine is nobody else's business
         dtype = torch.bfloat16 if self.config.half else torch.float32
         return save_checkpoint(self.config.out, self.model, self.tokenizer, training, dtype)
 
