@@ -24,7 +24,7 @@ from studytiny.checkpoint import CONFIG_FILE, save_checkpoint
 from studytiny.errors import UserError
 from studytiny.model import DialogueModel
 from train.dataset import IGNORED
-from train.evaluate import bits_per_character
+from train.measures import bits_per_character
 
 VALIDATION_DIALOGUES = 200  # enough to see where training goes; train.evaluate measures on all
 EVALUATIONS = 10  # how often a run measures and saves, if its epochs do not say otherwise

@@ -8,7 +8,7 @@ from conftest import assistant, user
 
 from studytiny import Tokenizer, UserError
 from train.corpus import to_messages
-from train.evaluate import bits_per_character, repeats_itself, reply_statistics, scored_windows
+from train.measures import bits_per_character, repeats_itself, reply_statistics, scored_windows
 
 DIALOGUES = [["你好", "好呀"], ["你叫什么", "我是小天", "很高兴", "谢谢🙂"], ["再见", "见"]]
 
@@ -84,7 +84,7 @@ def test_a_phrase_said_three_times_is_a_repetition(text, repeats):
 
 def test_scores_do_not_depend_on_the_batch(model, tokenizer, monkeypatch):
     whole = bits_per_character(model, tokenizer, DIALOGUES).bits_per_char
-    monkeypatch.setattr("train.evaluate.TOKENS_A_BATCH", 1)
+    monkeypatch.setattr("train.measures.TOKENS_A_BATCH", 1)
     assert bits_per_character(model, tokenizer, DIALOGUES).bits_per_char == pytest.approx(whole, rel=1e-5)
 
 
