@@ -55,7 +55,7 @@ def _check_number(name: str, value: object, low: float, high: float, above_low: 
     # bool is an int to Python, but True is no temperature.
     fits = type(value) in (int, float) and math.isfinite(value) and low <= value <= high
     if not fits or (above_low and value == low):
-        lower = f"大于 {low}、不超过" if above_low else f"{low} 到"
+        lower = f"大于 {low}、不超过" if above_low else f" {low} 到"
         raise UserError(f"{name} 应是{lower} {high} 的数，收到的是 {value!r}。")
 
 

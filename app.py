@@ -1,0 +1,20 @@
+"""The page: ``python app.py``, then http://127.0.0.1:7860. Gradio's own environment variables move it.
+
+Also the entry of a Hugging Face Space and of a ModelScope studio, which look for ``demo`` or run this file.
+"""
+
+import os
+
+# Gradio reads this while it is imported: without it the server calls home.
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+# Gradio asks its own address whether it is up; through a proxy it would never hear an answer.
+for _name in ("NO_PROXY", "no_proxy"):
+    os.environ[_name] = ",".join(filter(None, [os.environ.get(_name), "localhost", "127.0.0.1"]))
+
+from studytiny.command import run_command  # noqa: E402
+from studytiny.web import build_page, serve  # noqa: E402
+
+demo = build_page()
+
+if __name__ == "__main__":
+    run_command(lambda: serve(demo))

@@ -1,0 +1,168 @@
+"""The page: builds it and serves it. One file a tab; app.py is its entry."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from studytiny.errors import UserError
+from studytiny.web.chat_tab import ChatTab
+from studytiny.web.language import Texts
+from studytiny.web.models import BUNDLED, ModelShelf
+from studytiny.web.texts import DEFAULT_LANGUAGE, LANGUAGES, translations
+
+__all__ = ["build_page", "serve"]
+
+_CSS = Path(__file__).with_name("style.css")
+_HEAD = Path(__file__).with_name("head.html")
+_QUEUE_SIZE = 64  # visitors waiting for a reply; the next one is asked to come back
+# Fonts that are on the visitor's machine already: nothing is fetched, and Chinese looks at home on each system.
+_FONTS = ("system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "Noto Sans SC", "sans-serif")
+_MONO_FONTS = ("ui-monospace", "Consolas", "Menlo", "Noto Sans Mono CJK SC", "monospace")
+
+
+def build_page(shelf: ModelShelf | None = None) -> gr.Blocks:
+    """The whole page; nothing is loaded or fetched before it is served."""
+    shelf = shelf or ModelShelf()
+    texts = Texts()
+    with gr.Blocks(title="StudyTiny", analytics_enabled=False, fill_width=True) as page:
+        with gr.Row(elem_id="header"):
+            gr.Markdown("# StudyTiny", elem_id="heading")
+            language = texts.component(
+                gr.Radio,
+                {"label": "language"},
+                choices=[(name, code) for code, name in LANGUAGES.items()],
+                value=DEFAULT_LANGUAGE,
+                show_label=False,
+                container=False,
+                min_width=150,
+                elem_id="language",
+            )
+        texts.component(gr.Markdown, {"value": "tagline"}, elem_id="tagline")
+        tab = ChatTab(shelf, texts, language)
+        texts.component(gr.Markdown, {"value": "links"}, elem_id="links")
+
+        def localize(chosen: str, model: str) -> list[Any]:
+            return [*texts.updates(chosen), *tab.localize(chosen, model)]
+
+        def greet(browser: str) -> str:
+            shelf.start_download()
+            return browser
+
+        everything = [*texts.components, *tab.localized]
+        options = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        # The page asks the browser, not the Accept-Language header, so that it agrees with Gradio's own texts.
+        page.load(greet, language, language, js=_READ_LANGUAGE, **options).then(
+            localize, [language, tab.model], everything, **options
+        )
+        language.input(localize, [language, tab.model], everything, js=_KEEP_LANGUAGE, **options)
+    page.queue(max_size=_QUEUE_SIZE, api_open=False)
+    page.shelf = shelf
+    return page
+
+
+# A choice is kept in the browser; head.html then tells Gradio's own texts about it.
+_READ_LANGUAGE = "() => [navigator.language.toLowerCase().startsWith('zh') ? 'zh' : 'en']"
+_KEEP_LANGUAGE = (
+    "(language, model) => { localStorage.setItem('studytiny-language', language); return [language, model]; }"
+)
+
+
+def page_theme() -> gr.themes.Base:
+    """Calm colours, plain headings over the controls, and fonts of the visitor's own system."""
+    theme = gr.themes.Soft(
+        primary_hue="teal",
+        secondary_hue="teal",
+        neutral_hue="slate",
+        radius_size="lg",
+        font=_FONTS,
+        font_mono=_MONO_FONTS,
+    )
+    return theme.set(
+        # Cards with a fine border on a tinted page
+        body_background_fill="*neutral_100",
+        background_fill_primary="white",
+        background_fill_primary_dark="*neutral_950",
+        block_border_width="1px",
+        block_border_color="*neutral_200",
+        block_border_color_dark="*neutral_800",
+        block_shadow="none",
+        input_border_color="*neutral_200",
+        input_border_color_dark="*neutral_700",
+        input_shadow="none",
+        button_border_width="1px",
+        button_secondary_border_color="*neutral_300",
+        button_secondary_border_color_dark="*neutral_600",
+        button_secondary_shadow="none",
+        # Names and explanations of the controls: plain, and with enough contrast to read
+        block_title_background_fill="none",
+        block_title_background_fill_dark="none",
+        block_title_padding="0",
+        block_title_text_color="*neutral_800",
+        block_title_text_color_dark="*neutral_100",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        # White text on it must be readable
+        checkbox_label_background_fill_selected="*primary_700",
+        checkbox_label_background_fill_selected_dark="*primary_700",
+        checkbox_label_shadow="none",
+        slider_color="*primary_600",
+    )
+
+
+def launch_options() -> dict[str, Any]:
+    """What ``launch`` is told, less what this Gradio does not know: a host may have an older one."""
+    wanted = {
+        "theme": page_theme(),
+        "css": _CSS.read_text(encoding="utf-8"),
+        "head": _HEAD.read_text(encoding="utf-8"),
+        "i18n": gr.I18n(**translations()),
+        "footer_links": ["api", "settings"],
+        "run_history": False,
+        "enable_monitoring": False,
+        "ssr_mode": False,
+        "pwa": False,
+        "mcp_server": False,
+        "max_file_size": "1mb",
+        "show_error": False,
+        "quiet": True,
+        "prevent_thread_lock": True,
+    }
+    known = inspect.signature(gr.Blocks.launch).parameters
+    return {name: value for name, value in wanted.items() if name in known}
+
+
+def serve(page: gr.Blocks) -> None:
+    """Serves the page until Ctrl-C. Host and port come from Gradio's own environment variables.
+
+    Raises:
+        UserError: the port is taken, and so are those after it that Gradio tries.
+    """
+    try:
+        _, url, _ = page.launch(**launch_options())
+    except OSError as error:
+        port = os.environ.get("GRADIO_SERVER_PORT", "7860")
+        raise UserError(
+            f"打不开端口 {port}，它后面的端口也不行（可能都被占用了）；请用环境变量 GRADIO_SERVER_PORT 换一个端口。"
+        ) from error
+    with contextlib.suppress(KeyboardInterrupt):
+        print(f"StudyTiny 已经打开：{url}  （按 Ctrl-C 退出）", flush=True)
+        _warm_up(page.shelf)
+        threading.Event().wait()
+    print("\n再见。", flush=True)
+    # Replies and the download may be busy in other threads; Python would wait for some and crash others.
+    os._exit(0)
+
+
+def _warm_up(shelf: ModelShelf) -> None:
+    """Loads the bundled model and lets it say one thing, so that the first visitor need not wait for either."""
+    with contextlib.suppress(UserError):  # then the page says so when somebody writes to it
+        shelf.generator(BUNDLED).logits([{"role": "user", "content": "你好"}])

@@ -1,0 +1,169 @@
+"""What happens in the chat: every way to get a reply (Enter, an example, retry, edit) and to take one back.
+
+The conversation lives in the visitor's browser and comes along with every event; the server keeps nothing of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from studytiny.errors import UserError
+from studytiny.web.conversation import (
+    MAX_MESSAGE,
+    Turns,
+    clean_text,
+    flatten,
+    sampling_from,
+    show,
+    stream_reply,
+    unshow,
+)
+from studytiny.web.models import BUNDLED, ModelShelf, UnknownModel
+from studytiny.web.texts import explain, pick_language, text
+
+Updates = Iterator[tuple[Any, Any]]  # of the chat and of the message box
+
+
+class ChatEvents:
+    """The handlers; ``settings`` are the values that ``sampling_from`` takes, in its order."""
+
+    def __init__(self, shelf: ModelShelf) -> None:
+        self._shelf = shelf
+
+    def send(self, history: object, message: object, language: str, model: object, *settings: object) -> Updates:
+        """What was typed. The box is emptied only once the message stands in the chat: nothing typed is lost."""
+        typed = clean_text(message) if isinstance(message, str) else ""
+        if not typed:
+            gr.Info(text("empty_message", language), duration=3)
+            yield gr.skip(), box_at_rest()
+            return
+        yield from self._answer(history, typed, "", language, model, settings)
+
+    def send_example(
+        self, event: gr.SelectData, history: object, language: str, model: object, *settings: object
+    ) -> Updates:
+        """An example that was clicked; what stands in the box stays there."""
+        yield from self._answer(history, event.value["text"], None, language, model, settings)
+
+    def send_again(
+        self, event: gr.RetryData, history: object, language: str, model: object, *settings: object
+    ) -> Updates:
+        """A message to be answered anew; what came after it goes."""
+        turns = flatten(history)
+        index = last_question(turns, event.index)
+        if index is None:
+            yield gr.skip(), box_at_rest()
+            return
+        yield from self._answer(turns[:index], turns[index]["content"], None, language, model, settings)
+
+    def send_edited(
+        self, event: gr.EditData, history: object, language: str, model: object, *settings: object
+    ) -> Updates:
+        """A message that was changed; what came after it goes."""
+        changed = clean_text(unshow(event.value)) if isinstance(event.value, str) else ""
+        turns = flatten(history)[: event.index]
+        yield from self._answer(turns, changed, None, language, model, settings)
+
+    def _answer(
+        self,
+        history: object,
+        message: str,
+        box_text: str | None,
+        language: str,
+        model: object,
+        settings: tuple[object, ...],
+    ) -> Updates:
+        """Streams the chat with the reply growing; a mistake becomes one sentence and changes nothing."""
+        try:
+            turns, replies = self._begin(history, message, model, settings)
+        except UserError as error:
+            gr.Warning(escape(sentence_for(error, language)))
+            yield gr.skip(), box_at_rest()
+            return
+        yield show(turns), box_in_use(box_text)
+        for reply in replies:
+            yield show([*turns, {"role": "assistant", "content": reply}]), gr.skip()
+
+    def _begin(
+        self, history: object, message: str, model: object, settings: tuple[object, ...]
+    ) -> tuple[Turns, Iterator[str]]:
+        if len(message) > MAX_MESSAGE:
+            raise MessageTooLong(len(message))
+        sampling = sampling_from(*settings)
+        turns = [*flatten(history), {"role": "user", "content": message}]
+        return turns, stream_reply(self._shelf.generator(model), turns, sampling)
+
+    def chat(
+        self,
+        request: gr.Request,
+        message: str,
+        history: list[dict[str, Any]] = [],  # noqa: B006 - Gradio shows it in the API's description; never changed
+        model: str = BUNDLED,
+        temperature: float = 0.7,
+        top_k: int = 50,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.1,
+        max_new_tokens: int = 100,
+        seed: int | None = None,
+    ) -> Iterator[str]:
+        """The reply to ``message`` after ``history`` (openai-style messages); each text is all of it so far."""
+        try:
+            typed = clean_text(message) if isinstance(message, str) else ""
+            settings = (temperature, top_k, repetition_penalty, max_new_tokens, top_p, seed)
+            _, replies = self._begin(history, typed, model, settings)
+        except UserError as error:
+            language = pick_language(request.headers.get("accept-language") if request else None)
+            raise gr.Error(sentence_for(error, language), print_exception=False) from error
+        yield from replies
+
+
+class MessageTooLong(UserError):
+    """Longer than the page takes at all, whatever the model."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(text("message_too_long", "zh", length=length, limit=MAX_MESSAGE))
+        self.length = length
+
+
+def sentence_for(error: UserError, language: str) -> str:
+    """The error in the visitor's language."""
+    if isinstance(error, MessageTooLong):
+        return text("message_too_long", language, length=error.length, limit=MAX_MESSAGE)
+    if isinstance(error, UnknownModel):
+        return text("unknown_model", language, name=error.name)
+    return explain(error, language)
+
+
+def undo(history: object) -> tuple[Turns, Any]:
+    """Takes the last message and its reply back; the message returns to the box."""
+    turns = flatten(history)
+    index = last_question(turns)
+    if index is None:
+        return show(turns), box_at_rest()
+    return show(turns[:index]), box_at_rest(turns[index]["content"])
+
+
+def clear() -> tuple[Turns, Any]:
+    """An empty chat, also when a reply was still growing."""
+    return [], box_at_rest()
+
+
+def last_question(turns: Turns, index: object = None) -> int | None:
+    """Index of the user's message at or before ``index`` (the last of all if it is none): Gradio names the message or
+    the reply that was clicked."""
+    start = index if type(index) is int and 0 <= index < len(turns) else len(turns) - 1
+    return next((place for place in range(start, -1, -1) if turns[place]["role"] == "user"), None)
+
+
+def box_in_use(value: str | None) -> dict[str, Any]:
+    """The message box while a reply is written: Stop in place of Send; None leaves the text."""
+    return gr.update(submit_btn=False, stop_btn=True, **({} if value is None else {"value": value}))
+
+
+def box_at_rest(value: str | None = None) -> dict[str, Any]:
+    """The message box when nothing is being written; None leaves the text."""
+    return gr.update(submit_btn=True, stop_btn=False, **({} if value is None else {"value": value}))

@@ -1,0 +1,202 @@
+"""Every text of the page, Chinese and English side by side, and the sentences of errors in the visitor's language.
+
+English here serves the page only: the library itself speaks Chinese, and ``explain`` knows how to say its sentences in
+English.
+"""
+
+from __future__ import annotations
+
+import re
+
+LANGUAGES = {"zh": "中文", "en": "English"}
+DEFAULT_LANGUAGE = "zh"
+
+# What a Chinese or another browser calls its language, for gr.I18n; it falls back to "en" for all others.
+_LOCALES = {"zh": ("zh", "zh-CN", "zh-TW", "zh-HK"), "en": ("en",)}
+
+TEXTS: dict[str, tuple[str, str]] = {
+    # the head of the page
+    "tagline": (
+        "小到能看懂的中文聊天模型，一个字一个字地写",
+        "A Chinese chat model small enough to understand, one character at a time",
+    ),
+    "language": ("语言", "Language"),
+    "links": (
+        "[原模型 StudyTinyModel](https://modelscope.cn/models/fenuolian/StudyTinyModel)"
+        " · 你说的话只在运行本页的电脑上处理",
+        "[The original StudyTinyModel](https://modelscope.cn/models/fenuolian/StudyTinyModel) · "
+        "What you write is processed only on the computer that runs this page",
+    ),
+    # the chat
+    "chat": ("对话", "Chat"),
+    "placeholder": (
+        "### 来聊两句吧\n点一句话开始，或者在下面自己写。",
+        "### Say something\nPick a line to begin, or write your own below. The models speak Chinese.",
+    ),
+    "message": ("想说的话", "Your message"),
+    "message_hint": ("说点什么…… 按回车发送", "Write in Chinese… Enter sends"),
+    "stop": ("停止", "Stop"),
+    "send": ("发送", "Send"),
+    "caution": (
+        "模型很小，会胡说八道，请别当真。",
+        "This is a very small model. It may talk nonsense: do not rely on what it says.",
+    ),
+    "answering": ("正在回答的是：{model}。", "Answering: {model}."),
+    # models
+    "model": ("模型", "Model"),
+    "model_info": ("换模型不会丢掉已有的对话。", "Changing the model keeps the conversation."),
+    "model_bundled": ("自带小模型", "Bundled mini model"),
+    "model_published": ("StudyTinyModel（原作者发布）", "StudyTinyModel (as published)"),
+    "model_run": ("我训练的：{name}", "Trained here: {name}"),
+    "note_studytiny": (
+        "架构：`studytiny`。会读前面的对话，再写下一个字。",
+        "Architecture: `studytiny`. It reads the conversation so far, then writes the next character.",
+    ),
+    "note_published": (
+        "架构：`published`，和原作者发布的一模一样。它看不见上下文，只凭上一个字和位置接下一个字，所以常常答非所问。",
+        "Architecture: `published`, exactly as its author released it. It cannot see the context: it goes by the last "
+        "character and its place alone, so its answers often miss the point.",
+    ),
+    # the download of StudyTinyModel
+    "download_connecting": (
+        "正在连接 ModelScope，准备下载 StudyTinyModel……",
+        "Connecting to ModelScope to download StudyTinyModel…",
+    ),
+    "download_running": (
+        "正在下载 StudyTinyModel：{percent}%（{done:.0f} / {total:.0f} MB）。可以先和自带模型聊。",
+        "Downloading StudyTinyModel: {percent}% ({done:.0f} of {total:.0f} MB). Chat with the bundled model meanwhile.",
+    ),
+    "download_converting": ("下载完成，正在检查和转换……", "Downloaded; checking and converting…"),
+    "download_ready": (
+        "StudyTinyModel 准备好了，可以在上面的列表里选它。",
+        "StudyTinyModel is ready: choose it in the list above.",
+    ),
+    "download_failed": (
+        "没能下载 StudyTinyModel（原因和办法）",
+        "StudyTinyModel could not be downloaded (why, what to do)",
+    ),
+    "download_failed_more": (
+        "{reason}。也可以用浏览器打开 {page}，下载 model_epoch_2.pt 和 vocab.txt，再运行 "
+        "python -m studytiny.import_published model_epoch_2.pt vocab.txt runs/StudyTinyModel，"
+        "刷新本页就能在列表里选它。",
+        "{reason}. You can also open {page} in a browser, download model_epoch_2.pt and vocab.txt, run "
+        "python -m studytiny.import_published model_epoch_2.pt vocab.txt runs/StudyTinyModel "
+        "and reload this page: it is then in the list.",
+    ),
+    "download_again": ("重新下载", "Try the download again"),
+    # settings
+    "settings": (
+        "**它怎么挑下一个字**　改动从下一条消息起生效",
+        "**How it picks the next character** · acts on the next message",
+    ),
+    "temperature": ("温度", "Temperature"),
+    "temperature_info": (
+        "低：稳，老选最有把握的字；高：敢，更出人意料也更容易乱说；0：每次都选第一名。",
+        "Low plays safe, high dares and rambles more; 0 always takes its first choice.",
+    ),
+    "top_k": ("候选字数（top-k）", "Candidates (top-k)"),
+    "top_k_info": (
+        "只在最有把握的前几个字里挑；1 最死板，0 表示不限制。",
+        "Picks only among its best few characters; 1 is the strictest, 0 means no limit.",
+    ),
+    "repetition_penalty": ("重复惩罚", "Repetition penalty"),
+    "repetition_penalty_info": (
+        "让这条回复里用过的字更难再出现；1 表示不管。",
+        "Makes characters already used in this reply less likely; 1 is off.",
+    ),
+    "max_new_tokens": ("最大长度", "Maximum length"),
+    "max_new_tokens_info": (
+        "一条回复最多写多少个字；说完了会自己提前停下。",
+        "The most characters a reply may have; it stops earlier when it has finished.",
+    ),
+    "more": ("更多设置", "More settings"),
+    "top_p": ("累计概率（top-p）", "Cumulative probability (top-p)"),
+    "top_p_info": (
+        "只留下概率加起来够这么多的几个字；1 表示不限制。",
+        "Keeps only the best characters that together reach this probability; 1 means no limit.",
+    ),
+    "seed": ("随机种子", "Random seed"),
+    "seed_info": (
+        "填同一个整数、说同样的话，就得到同样的回复；留空则每次不同。",
+        "The same whole number and the same words give the same reply; leave it empty for a new one each time.",
+    ),
+    "reset": ("恢复默认设置", "Reset the settings"),
+    # what goes wrong
+    "empty_message": ("先写一句话再发送吧。", "Write something first, then send it."),
+    "message_too_long": (
+        "这条消息有 {length} 个字，最多能发 {limit} 个字；请缩短或分几次说，写好的内容还在输入框里。",
+        "This message has {length} characters, at most {limit} can be sent; shorten it or send it in parts. "
+        "Your text is still in the box.",
+    ),
+    "unknown_model": (
+        "没有叫 {name} 的模型；请从列表里选一个。",
+        "There is no model called {name}; choose one from the list.",
+    ),
+}
+
+EXAMPLES: tuple[tuple[str, str], ...] = (  # what is sent, and what it means
+    ("你好！", "Hello!"),
+    ("你是谁？", "Who are you?"),
+    ("你喜欢吃什么？", "What do you like to eat?"),
+    ("我今天有点累。", "I am a bit tired today."),
+)
+
+# The library's Chinese sentences that a visitor can meet, and how they read in English.
+_ENGLISH_ERRORS: tuple[tuple[str, str], ...] = (
+    (
+        r"这句话有 (\d+) 个字，这个模型一次最多读 (-?\d+) 个字.*",
+        r"Your message has \1 characters; this model reads at most \2 at once. Shorten it or send it in parts.",
+    ),
+    (r"消息是空的.*", "The message is empty; write something first."),
+    (r"对话的最后一句应是用户说的话.*", "The conversation must end with something the user said."),
+    (r"每条消息应是.*", 'Every message must look like {"role": "user", "content": "text"}.'),
+    (r"不认识的角色 (.*)；.*", r"Unknown role \1; only user and assistant are possible."),
+    (
+        r"(\w+)(?:（.*?）)? 应是大于 (\S+)、不超过 (\S+) 的数，收到的是 (.*)。",
+        r"\1 must be a number above \2 and at most \3, not \4.",
+    ),
+    (r"(\w+)(?:（.*?）)? 应是 (\S+) 到 (\S+) 的数，收到的是 (.*)。", r"\1 must be a number from \2 to \3, not \4."),
+    (
+        r"(\w+)(?:（.*?）)? 应是 (\S+) 到 (\S+) 的整数，收到的是 (.*)。",
+        r"\1 must be a whole number from \2 to \3, not \4.",
+    ),
+    (
+        r".*不是模型文件夹.*|.*已损坏.*|找不到 .*",
+        "This model's folder is incomplete or damaged; copy it again or choose another model.",
+    ),
+)
+
+
+def pick_language(tag: object) -> str:
+    """``zh`` or ``en`` for a browser's language such as ``zh-CN`` or ``en-GB``; Chinese when it says nothing."""
+    if not isinstance(tag, str) or not tag.strip():
+        return DEFAULT_LANGUAGE
+    return "zh" if tag.strip().lower().startswith("zh") else "en"
+
+
+def text(key: str, language: str, **values: object) -> str:
+    """The text called ``key``; ``values`` fill its braces."""
+    chinese, english = TEXTS[key]
+    template = chinese if language == "zh" else english
+    return template.format(**values) if values else template
+
+
+def translations() -> dict[str, dict[str, str]]:
+    """The tables for ``gr.I18n``, so that the first paint is already in the browser's language."""
+    tables = {}
+    for language, locales in _LOCALES.items():
+        table = {key: text(key, language) for key in TEXTS}
+        tables.update(dict.fromkeys(locales, table))
+    return tables
+
+
+def explain(error: Exception, language: str) -> str:
+    """The library's sentence in the visitor's language; a sentence it has no English for stays Chinese."""
+    sentence = str(error)
+    if language == "zh":
+        return sentence
+    for pattern, english in _ENGLISH_ERRORS:
+        match = re.fullmatch(pattern, sentence, flags=re.DOTALL)
+        if match:
+            return match.expand(english)
+    return sentence

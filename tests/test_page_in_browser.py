@@ -1,0 +1,302 @@
+"""The page as visitors meet it: the real app.py in a process of its own, and a real browser."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from studytiny import DialogueModel, Generator, SamplingConfig, Tokenizer, load_model, save_checkpoint
+from studytiny.hub import BUNDLED_FOLDER
+from studytiny.web.texts import EXAMPLES, TEXTS
+from tests.browser import ChatPage, command, offline_environment, running_browser, running_page
+from tests.loopback_hub import LoopbackHub
+from tests.published_factory import write_published
+
+CHARACTERS = "你好吗我是谁叫什么名字今天有点累喜欢吃谢再见小明，。？！<b>imgscript/&;"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with running_browser() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("page")
+
+
+@pytest.fixture(scope="module")
+def generator(folder: Path) -> Generator:
+    """An untrained model in place of the bundled one: what it says is nonsense, but always the same."""
+    torch.manual_seed(0)
+    common = "".join(map(chr, range(0x4E00, 0x4E00 + 300)))
+    tokenizer = Tokenizer(dict.fromkeys(CHARACTERS + common))
+    model = DialogueModel(tokenizer.vocab_size, d_model=64, n_head=4, n_layers=2, max_length=256)
+    save_checkpoint(folder / "bundled", model, tokenizer)
+    return Generator(*load_model(folder / "bundled", "cpu"))
+
+
+@pytest.fixture(scope="module")
+def address(browser: Any, folder: Path, generator: Generator) -> Iterator[str]:
+    """A page whose model writes slowly, on a machine from which ModelScope is out of reach."""
+    arguments = command(folder / "bundled", seconds_per_character=0.01)
+    with running_page(arguments, offline_environment(folder), folder) as running:
+        yield running
+
+
+@pytest.fixture
+def open_page(browser: Any, address: str) -> Iterator[Callable[..., ChatPage]]:
+    """Opens the page; afterwards nothing may stand on its console, and nothing may have been fetched elsewhere."""
+    opened: list[ChatPage] = []
+
+    def open_it(**options: Any) -> ChatPage:
+        opened.append(ChatPage(browser, address, **options))
+        return opened[-1]
+
+    yield open_it
+    problems = [problem for page in opened for problem in page.problems]
+    for page in opened:
+        page.close()
+    assert problems == []
+
+
+def test_three_turns_with_the_bundled_model(browser: Any, folder: Path) -> None:
+    if not BUNDLED_FOLDER.is_dir():
+        pytest.skip("the bundled model is not there yet")
+    with running_page(command(), offline_environment(folder), folder) as address:
+        page = ChatPage(browser, address)
+        replies = [page.send(said) for said in ("你好", "你是谁？", "谢谢你，再见")]
+        assert all(replies)
+        assert page.messages("user") == ["你好", "你是谁？", "谢谢你，再见"]
+        assert page.messages("bot") == replies
+        assert page.problems == []
+        page.close()
+
+
+def test_reply_streams(open_page: Callable[..., ChatPage]) -> None:
+    page = open_page()
+    page.start("你好")
+    seen: set[str] = set()
+    end = time.monotonic() + 30
+    while len(seen) < 4 and time.monotonic() < end:
+        seen.update(text for text in page.messages("bot") if text.strip())
+    whole = page.reply()
+    assert len(seen) >= 4
+    assert all(whole.startswith(text) for text in seen)
+
+
+def test_stop_keeps_the_text_and_the_chat_goes_on(open_page: Callable[..., ChatPage]) -> None:
+    page = open_page()
+    page.set("max_new_tokens", 200)
+    page.start("你好")
+    page.page.wait_for_function("(document.querySelector('#chat [data-testid=bot]')?.innerText || '').length > 3")
+    page.page.locator("#message .stop-button").click()
+    stopped = page.reply()
+    page.page.wait_for_timeout(500)
+    assert page.messages("bot") == [stopped]
+    assert 3 < len(stopped) < 200
+    page.set("max_new_tokens", 5)
+    page.press("重试")
+    page.page.wait_for_function("(old) => document.querySelector('[data-testid=bot]')?.innerText !== old", arg=stopped)
+    retried = page.reply()
+    page.send("再见")
+    assert page.messages("bot")[0] == retried
+
+
+def test_retry_undo_and_clear(open_page: Callable[..., ChatPage]) -> None:
+    page = open_page()
+    page.set("max_new_tokens", 20)
+    first = page.send("你好")
+    old = page.send("你是谁？")
+    page.press("重试")
+    page.page.wait_for_function(
+        "(old) => [...document.querySelectorAll('[data-testid=bot]')].at(-1)?.innerText !== old", arg=old
+    )
+    page.reply()
+    assert page.messages("user") == ["你好", "你是谁？"]
+    assert page.messages("bot")[0] == first
+
+    page.press("撤销")
+    page.page.wait_for_function("document.querySelectorAll('[data-testid=user]').length === 1")
+    assert page.box.input_value() == "你是谁？"
+    assert page.messages("bot") == [first]
+
+    page.press("清空对话")
+    page.page.wait_for_function("document.querySelectorAll('#chat [data-testid]').length <= 1")
+    assert page.messages("user") == []
+    assert page.send("我回来了") != ""
+
+
+def test_undo_and_clear_end_a_reply_that_is_still_growing(open_page: Callable[..., ChatPage]) -> None:
+    page = open_page()
+    first = page.send("你好")
+    page.start("你是谁？")
+    page.page.wait_for_function("document.querySelectorAll('[data-testid=bot]').length === 2")
+    page.press("撤销")
+    page.page.wait_for_function("document.querySelectorAll('[data-testid=user]').length === 1")
+    assert page.box.input_value() == "你是谁？"
+    page.box.press("Enter")
+    page.page.wait_for_function("document.querySelectorAll('[data-testid=bot]').length === 2")
+    assert page.messages("bot")[0] == first
+    page.press("清空对话")
+    page.page.wait_for_function("document.querySelectorAll('[data-testid=user]').length === 0")
+    page.page.wait_for_timeout(500)
+    assert page.messages("bot") == []
+    assert page.page.locator("#message .submit-button").is_visible()
+
+
+def test_edit_answers_anew(open_page: Callable[..., ChatPage]) -> None:
+    page = open_page()
+    page.set("max_new_tokens", 10)
+    page.send("你好")
+    page.press("编辑")
+    page.page.locator("#chat textarea").fill("你是谁？")
+    page.press("发送")
+    page.page.wait_for_function("document.querySelector('[data-testid=user]')?.innerText === '你是谁？'")
+    page.reply()
+    assert page.messages("user") == ["你是谁？"]
+
+
+def test_example_is_answered(open_page: Callable[..., ChatPage]) -> None:
+    page = open_page()
+    page.box.fill("写了一半")
+    page.page.locator("#chat .example").nth(1).click()
+    page.reply()
+    assert page.messages("user") == [EXAMPLES[1][0]]
+    assert page.box.input_value() == "写了一半"
+
+
+def test_each_setting_changes_the_next_reply(open_page: Callable[..., ChatPage], generator: Generator) -> None:
+    page = open_page()
+    page.page.locator("#more button").first.click()
+    assert page.page.locator("#seed input").input_value() == ""
+    settings: dict[str, Any] = {}
+    changes = {
+        "seed": 7,
+        "max_new_tokens": 12,
+        "temperature": 1.8,
+        "top_k": 3,
+        "repetition_penalty": 2,
+        "top_p": 0.3,
+    }
+    replies = []
+    for name, value in changes.items():
+        page.set(name, value)
+        settings[name] = value
+        replies.append(page.send("你好"))
+        asked = page.conversation()[:-1]
+        assert replies[-1] == generator.reply(asked, SamplingConfig(**settings)), name
+    page.page.locator("#temperature input[type=range]").fill("0")
+    asked = [*page.conversation(), {"role": "user", "content": "再见"}]
+    assert page.send("再见") == generator.reply(asked, SamplingConfig(**{**settings, "temperature": 0}))
+
+    page.page.locator("#reset").click()
+    page.page.wait_for_function("document.querySelector('#temperature input[type=number]').value === '0.7'")
+    assert page.page.locator("#top_k input[type=number]").input_value() == "50"
+    assert page.page.locator("#seed input").input_value() == ""
+
+
+def test_language_follows_the_browser_and_the_switch(open_page: Callable[..., ChatPage]) -> None:
+    page = open_page(locale="en-GB")
+    page.set("max_new_tokens", 5)
+    page.page.get_by_text(TEXTS["temperature_info"][1]).wait_for()
+    page.page.get_by_text(TEXTS["caution"][1]).wait_for()
+    assert "Hello!" in page.text_of("#chat .examples")
+    page.start("  ")
+    assert TEXTS["empty_message"][1] in page.notice()
+    page.send("你好")
+
+    page.page.locator("#language").get_by_text("中文").click()
+    for key in ("tagline", "temperature", "temperature_info", "top_k_info", "settings", "more", "reset", "links"):
+        shown = TEXTS[key][0].split("[")[-1].split("]")[0].split("**")[-1].strip()
+        page.page.get_by_text(shown).first.wait_for()
+    page.page.get_by_text(TEXTS["caution"][0]).wait_for()
+    assert page.box.get_attribute("placeholder") == TEXTS["message_hint"][0]
+    assert page.messages("user") == ["你好"]
+    page.start("  ")
+    assert TEXTS["empty_message"][0] in page.notice()
+
+    page.page.reload()  # the choice is remembered, and Gradio's own texts follow it
+    page.page.get_by_text(TEXTS["temperature_info"][0]).wait_for()
+    page.page.get_by_text(TEXTS["caution"][0]).wait_for()
+    assert page.page.locator("#chat .example").first.inner_text() == EXAMPLES[0][0]
+
+
+def test_ten_thousand_characters_get_one_sentence_and_stay_in_the_box(open_page: Callable[..., ChatPage]) -> None:
+    page = open_page()
+    page.set("max_new_tokens", 5)
+    long = "长" * 10_000
+    page.start(long)
+    assert "10000" in page.notice()
+    assert page.box.input_value() == long
+    page.start("好" * 300)  # what the page takes, but this model's window does not
+    assert "300" in page.notice()
+    assert page.messages("user") == []
+    assert page.send("你好") != ""
+
+
+def test_markup_is_shown_as_text(open_page: Callable[..., ChatPage]) -> None:
+    page = open_page()
+    page.set("max_new_tokens", 5)
+    said = "<b>你</b><img src=http://127.0.0.1:9/x.png onerror=alert(1)><script>alert(1)</script>"
+    said += " **好** $$x$$ &lt; >_< 1 < 2"
+    page.send(said)
+    assert page.messages("user") == [said]
+    assert page.page.locator("#chat .message img, #chat .message script, #chat .message b").count() == 0
+    page.send("🙂👨‍👩‍👧\u202e龘 \x07")
+    assert page.messages("user") == [said, "🙂👨‍👩‍👧龘"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_phone_and_dark_mode(open_page: Callable[..., ChatPage], scheme: str) -> None:
+    page = open_page(width=390, color_scheme=scheme)
+    page.set("max_new_tokens", 30)
+    page.send("你好")
+    assert page.page.evaluate("document.documentElement.scrollWidth") <= 390
+    chat, box, slider = (page.page.locator(name).bounding_box() for name in ("#chat", "#message", "#temperature"))
+    assert chat["y"] + chat["height"] <= box["y"] and box["y"] + box["height"] <= slider["y"]
+    assert box["y"] + box["height"] <= 844  # what is being written is on the first screen
+    lightness = page.page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3)")
+    assert (max(map(int, lightness)) < 60) == (scheme == "dark")
+
+
+def test_without_modelscope_the_page_says_why_and_offers_another_try(open_page: Callable[..., ChatPage]) -> None:
+    page = open_page()
+    page.page.locator("#download summary").wait_for()
+    page.page.locator("#download summary").click()
+    assert "ModelScope" in page.text_of("#download details p")
+    assert "import_published" in page.text_of("#download details p")
+    page.page.locator("#again").click()
+    page.page.get_by_text(TEXTS["download_connecting"][0]).wait_for()
+    page.page.locator("#download summary").wait_for()
+
+
+def test_study_tiny_model_downloads_and_answers(
+    browser: Any, folder: Path, generator: Generator, tmp_path: Path
+) -> None:
+    published = write_published(tmp_path / "hub", characters="".join(dict.fromkeys(CHARACTERS)), d_model=64)
+    files = {path.name: path.read_bytes() for path in (published.checkpoint, published.vocab)}
+    with LoopbackHub(files, bytes_per_second=len(files["model_epoch_2.pt"]) / 5) as hub:
+        environment = hub.environment(tmp_path / "home")
+        with running_page(command(folder / "bundled"), environment, tmp_path) as address:
+            page = ChatPage(browser, address)
+            page.set("max_new_tokens", 20)
+            first = page.send("你好")
+            page.page.locator("#download progress").wait_for()
+            page.page.get_by_text(TEXTS["download_ready"][0]).wait_for()
+            page.page.locator("#model input").click()
+            page.page.get_by_role("option", name=TEXTS["model_published"][0]).click()
+            page.page.get_by_text(TEXTS["answering"][0].format(model=TEXTS["model_published"][0])).wait_for()
+            assert "published" in page.text_of("#model-note")
+            assert page.send("你是谁？") != ""
+            assert page.messages("bot")[0] == first
+            page.page.locator("#language").get_by_text("English").click()
+            page.page.get_by_text(TEXTS["answering"][1].format(model=TEXTS["model_published"][1])).wait_for()
+            assert page.problems == []
+            page.close()
