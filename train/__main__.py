@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
@@ -14,40 +13,17 @@ from studytiny.errors import UserError
 from studytiny.generator import Generator
 from studytiny.model import DialogueModel
 from studytiny.sampling import SamplingConfig
-from train import demo
 from train.corpus import ConvDataset
 from train.dataset import DialogueDataset
+from train.sources import DEMO, load_corpus
 from train.trainer import TrainConfig, TransformerTrainer
 
-DEMO = "demo"
-DEMO_DIALOGUES = 20_000
 # name -> sizes of the model, and the most entries its vocabulary may have
 PRESETS = {
     "mini": ({"d_model": 256, "n_head": 4, "n_layers": 4, "max_length": 256}, 5_000),
     "standard": ({"d_model": 512, "n_head": 8, "n_layers": 4, "max_length": 256}, 10_000),
 }
 SAMPLE_PROMPTS = ("你好", "你是谁", "今天心情不好", "你喜欢什么", "谢谢", "再见")
-
-
-def load_corpus(names: list[str]) -> ConvDataset:
-    """The corpora called ``names`` (``demo`` or files) as one.
-
-    Raises:
-        UserError: one of them is neither.
-    """
-    dialogues: list[list[str]] = []
-    for name in names:
-        if name == DEMO:
-            part = ConvDataset.from_dialogues(demo.generate(DEMO_DIALOGUES), DEMO)
-        elif Path(name).is_file():
-            part = ConvDataset(name).process_file()
-        else:
-            raise UserError(
-                f"找不到语料 {name}：它不是文件，也不是自带语料的名字（{DEMO}）；请检查 --corpus 后面的路径。"
-            )
-        print(part.summary())
-        dialogues += part.dialogues
-    return ConvDataset.from_dialogues(dialogues, "、".join(names))
 
 
 def build_parser() -> CommandParser:
@@ -86,7 +62,12 @@ def main() -> None:
         half=arguments.half,
         out=arguments.out or f"runs/{arguments.preset}-{time.strftime('%Y%m%d-%H%M%S')}",
     )
-    corpus = load_corpus(arguments.corpus)
+    parts = [load_corpus(name) for name in arguments.corpus]
+    for part in parts:
+        print(part.summary())
+    corpus = ConvDataset.from_dialogues(
+        (turns for part in parts for turns in part.dialogues), "、".join(arguments.corpus)
+    )
     tokenizer = corpus.build_vocab(max_vocab_size)
     dataset = DialogueDataset(corpus, tokenizer, sizes["max_length"], arguments.seed)
 

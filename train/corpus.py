@@ -146,8 +146,10 @@ class ConvDataset:
         Raises:
             UserError: it is missing, not text, or holds no dialogue with an answer.
         """
+        if self.file_path.is_dir():
+            raise UserError(f"{self.file_path} 是一个文件夹；请给出其中的 .conv 文件。")
         if not self.file_path.is_file():
-            raise UserError(f"找不到语料文件 {self.file_path}；请检查路径，或用 --corpus demo 先试自带的语料。")
+            raise UserError(f"找不到语料文件 {self.file_path}；请检查路径。")
         text = decode_text(self.file_path.read_bytes(), str(self.file_path))
         self.dialogues, self.problems = parse_conv(text)
         if not self.usable():

@@ -12,8 +12,8 @@ from studytiny.checkpoint import load_folder
 from studytiny.command import CommandParser, run_command
 from studytiny.generator import Generator
 from studytiny.sampling import SamplingConfig
-from train.corpus import ConvDataset, is_held_out
 from train.measures import bits_per_character, reply_statistics
+from train.sources import load_corpus
 
 SAMPLED_REPLIES = 200
 
@@ -32,8 +32,8 @@ def evaluate(folder: str, corpus: str, whole: bool = False, device: str = "auto"
     """All measures of the model in ``folder`` on the held-out dialogues (or the ``whole``) of a ``.conv`` file."""
     start = time.perf_counter()
     model, tokenizer = load_folder(folder, device)
-    dialogues = ConvDataset(corpus).process_file().usable()
-    measured = dialogues if whole else [turns for turns in dialogues if is_held_out(turns)]
+    dataset = load_corpus(corpus)
+    measured = dataset.usable() if whole else dataset.held_out_dialogues()
     score = bits_per_character(model, tokenizer, measured)
     replies = sample_replies(Generator(model, tokenizer), measured)
     return {**asdict(score), **asdict(reply_statistics(replies)), "seconds": round(time.perf_counter() - start, 2)}
@@ -58,7 +58,7 @@ def main() -> None:
     parser = CommandParser("python -m train.evaluate", "用一份语料测一个模型。")
     parser.add_argument("model", metavar="模型文件夹", help="训练得到的文件夹")
     parser.add_argument(
-        "--corpus", required=True, metavar="文件", help=".conv 语料；默认只测其中训练时留出的约 2%% 对话"
+        "--corpus", required=True, metavar="语料", help=".conv 文件或 demo；默认只测其中训练时留出的约 2%% 对话"
     )
     parser.add_argument("--all", action="store_true", help="测整个文件，而不只是留出的部分")
     parser.add_argument("--json", action="store_true", help="输出一个 JSON 对象")
