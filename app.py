@@ -4,7 +4,12 @@ Also the entry of a Hugging Face Space and of a ModelScope studio, which look fo
 """
 
 import os
+import sys
 
+# Gradio would answer with a traceback.
+_port = os.environ.get("GRADIO_SERVER_PORT", "7860")
+if not (_port.isdecimal() and 0 < int(_port) < 65536):
+    sys.exit(f"错误：环境变量 GRADIO_SERVER_PORT 是 {_port!r}，不是端口号；请改成 1 到 65535 的整数，例如 7860。")
 # Gradio reads this while it is imported: without it the server calls home.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 # Gradio asks its own address whether it is up; through a proxy it would never hear an answer.

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import assistant, user
 
-from studytiny import DialogueModel, ModelConfig, UserError
+from studytiny import ModelConfig, UserError
 from studytiny.published import PublishedModel, sinusoid
 
 

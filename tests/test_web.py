@@ -433,6 +433,14 @@ def test_a_taken_port_leads_to_the_next_one(tmp_path: Path, address: str) -> Non
         assert "http://127.0.0.1:" in said and str(port) not in said
 
 
+@pytest.mark.parametrize("port", ["abc", "-1", "70000", ""])
+def test_a_port_that_is_none_is_one_sentence(port: str) -> None:
+    result = subprocess.run(command(), env={**os.environ, "GRADIO_SERVER_PORT": port}, capture_output=True, timeout=60)
+    assert result.returncode == 1
+    assert result.stderr.decode("utf-8").startswith("错误：环境变量 GRADIO_SERVER_PORT")
+    assert result.stderr.count(b"\n") == 1
+
+
 def test_no_free_port_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**_: object) -> None:
         raise OSError("Cannot find empty port in range: 7860-7860")
