@@ -15,7 +15,7 @@ from studytiny.model import DialogueModel
 from studytiny.sampling import SamplingConfig
 from train.corpus import ConvDataset
 from train.dataset import DialogueDataset
-from train.sources import DEMO, load_corpus
+from train.sources import DEMO, NAMES, load_corpus
 from train.trainer import TrainConfig, TransformerTrainer
 
 # name -> sizes of the model, and the most entries its vocabulary may have
@@ -29,19 +29,27 @@ SAMPLE_PROMPTS = ("你好", "你是谁", "今天心情不好", "你喜欢什么"
 def build_parser() -> CommandParser:
     parser = CommandParser("python -m train", "训练一个中文对话模型；不加参数就用自带的语料训练小模型（mini）。")
     parser.add_argument(
-        "--corpus", nargs="+", default=[DEMO], metavar="语料", help=".conv 文件或 demo（默认）；可给几个"
+        "--corpus",
+        nargs="+",
+        default=[DEMO],
+        metavar="语料",
+        help=f".conv 文件，或语料的名字：{'、'.join(NAMES)}（默认 demo）；可给几个",
     )
     parser.add_argument("--preset", choices=PRESETS, default="mini", help="模型大小：mini（默认，几分钟）或 standard")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=number(float), metavar="分钟", help="训练多久（默认 10 分钟）")
     length.add_argument("--epochs", type=number(int), metavar="遍", help="把语料学几遍")
     parser.add_argument("--out", metavar="文件夹", help="模型写到哪里（默认 runs/大小-日期-时间）")
-    parser.add_argument("--lr", type=number(float), help="学习率的最大值")
+    parser.add_argument("--lr", type=number(float), metavar="数", help=f"学习率的最大值（默认 {TrainConfig.lr}）")
     parser.add_argument(
-        "--batch-size", type=number(int), default=TrainConfig.batch_size, help="每步几行，每行 256 字（默认 4）"
+        "--batch-size",
+        type=number(int),
+        metavar="行",
+        default=TrainConfig.batch_size,
+        help="每步几行，每行 256 字（默认 4）",
     )
     parser.add_argument("--half", action="store_true", help="权重用 bfloat16 存，文件小一半")
-    parser.add_argument("--seed", type=number(int), default=0, help="随机种子（默认 0）")
+    parser.add_argument("--seed", type=number(int), metavar="整数", default=0, help="随机种子（默认 0）")
     parser.add_argument("--threads", type=number(int), metavar="个", help="用几个 CPU 线程（默认由 PyTorch 决定）")
     parser.add_device()
     return parser

@@ -58,7 +58,7 @@ def main() -> None:
     parser = CommandParser("python -m train.evaluate", "用一份语料测一个模型。")
     parser.add_argument("model", metavar="模型文件夹", help="训练得到的文件夹")
     parser.add_argument(
-        "--corpus", required=True, metavar="语料", help=".conv 文件或 demo；默认只测其中训练时留出的约 2%% 对话"
+        "--corpus", required=True, metavar="语料", help=".conv 文件或语料的名字；默认只测其中训练时留出的约 2%% 对话"
     )
     parser.add_argument("--all", action="store_true", help="测整个文件，而不只是留出的部分")
     parser.add_argument("--json", action="store_true", help="输出一个 JSON 对象")
