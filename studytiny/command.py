@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 
@@ -62,6 +63,9 @@ def run_command(main: Callable[[], None]) -> None:
     except UserError as error:
         print(f"错误：{error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # whoever read our output, `head` for instance, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+        sys.exit(1)
     except OSError as error:
         print(f"错误：{describe_os_error(error)}", file=sys.stderr)
         sys.exit(2)

@@ -38,7 +38,15 @@ def test_both_readmes_show_the_same_commands():
     assert chinese == commands("README_en.md")
 
 
-COMMANDS = ["studytiny.chat", "studytiny.export", "studytiny.import_published", "train", "train.evaluate", "train.demo"]
+COMMANDS = [
+    "studytiny.chat",
+    "studytiny.export",
+    "studytiny.import_published",
+    "train",
+    "train.corpus",
+    "train.evaluate",
+    "train.demo",
+]
 
 
 @pytest.mark.parametrize("module", COMMANDS)
