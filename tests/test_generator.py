@@ -163,7 +163,12 @@ def test_candidates_tell_raw_and_final_probability(generator):
     assert [c.raw_probability for c in first] == sorted((c.raw_probability for c in first), reverse=True)
     raw = generator.logits([user("你好")]).softmax(0)
     assert all(abs(c.raw_probability - raw[c.token_id]) < 1e-6 for c in first)
-    assert all(c.probability == 0 for step in told for c in step.candidates if c.token_id < END_ID)
+    every = next(generator.stream([user("你好")], SamplingConfig(seed=3), n_candidates=len(raw))).candidates
+    assert len(every) == len(raw)
+    assert sum(c.probability for c in every) == pytest.approx(1, abs=1e-5)
+    special = [c for c in every if c.token_id < len(SPECIAL_TOKENS)]
+    assert len(special) == len(SPECIAL_TOKENS)
+    assert all(c.probability == 0 < c.raw_probability for c in special)  # at the first place not even <|end|>
 
 
 def test_bfloat16_leaves_the_callers_model_alone(model, tokenizer):
