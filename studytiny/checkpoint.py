@@ -67,7 +67,7 @@ def save_checkpoint(
     _check_vocabulary_size(folder, model.config.vocab_size, tokenizer)
     tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in model.state_dict().items()}
     _check_finite(folder, tensors)
-    metadata = {"format": "pt", "sha256": _hash_tensors(tensors), "vocab_sha256": tokenizer.sha256}
+    metadata = {"format": "pt", "sha256": hash_tensors(tensors), "vocab_sha256": tokenizer.sha256}
     config = {"architecture": model.architecture, **asdict(model.config), "vocab_sha256": tokenizer.sha256}
     if training is not None:
         config["training"] = dict(training)
@@ -106,7 +106,7 @@ def load_folder(folder: str | Path, device: str | torch.device = "auto") -> tupl
     _check_tensors(folder, tensors, expected)
     if metadata.get("vocab_sha256", tokenizer.sha256) != tokenizer.sha256:
         raise UserError(f"{folder} 里的 {WEIGHTS_FILE} 和 {VOCAB_FILE} 不是同一次保存的；请重新复制整个模型文件夹。")
-    if metadata.get("sha256", "") != _hash_tensors(tensors):
+    if metadata.get("sha256", "") != hash_tensors(tensors):
         raise UserError(f"{folder / WEIGHTS_FILE} 已损坏（校验和不符）；请重新复制或重新训练这个模型。")
     _check_finite(folder, tensors)
 
@@ -179,7 +179,7 @@ def _check_finite(folder: Path, tensors: Mapping[str, Tensor]) -> None:
             raise UserError(f"{folder}：权重 {name} 里有 NaN 或无穷大，这个模型不能用；请换一份或调低学习率重新训练。")
 
 
-def _hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name}{tuple(tensors[name].shape)}{tensors[name].dtype}".encode())

@@ -4,12 +4,13 @@ import random
 
 import pytest
 import torch
+from torch.utils.data import default_collate
 
-from studytiny import Tokenizer, UserError
+from studytiny import DialogueModel, Tokenizer, UserError
 from studytiny.tokenizer import END_ID, PAD_ID
 from train import ConvDataset, DialogueDataset
 from train.corpus import is_held_out, to_messages
-from train.dataset import IGNORED, pack
+from train.dataset import BLOCK, IGNORED, fold, pack
 
 
 def made_dialogues(count=200, turns=(2, 4, 6), length=12, seed=0):
@@ -86,13 +87,37 @@ def test_exchange_longer_than_a_row_is_cut_not_lost():
     assert (labels == tokenizer.vocab["好"]).sum() == 1
 
 
-def test_best_fit_packs_everything_once():
+@pytest.mark.parametrize(("longest", "max_length"), [(50, 50), (64, 256), (200, 256)])
+def test_best_fit_packs_everything_once(longest, max_length):
     rng = random.Random(1)
-    lengths = [rng.randint(1, 50) for _ in range(500)]
-    rows = pack(lengths, 50)
-    assert sorted(piece for row in rows for piece in row) == list(range(500))
-    assert all(sum(lengths[piece] for piece in row) <= 50 for row in rows)
-    assert len(rows) <= 1.05 * sum(lengths) / 50 + 1
+    lengths = sorted((rng.randint(1, longest) for _ in range(500)), reverse=True)
+    rows = pack(lengths, max_length)
+    assert sorted(piece for row in rows for block in row for piece in block) == list(range(500))
+    for row in rows:
+        assert len(row) * BLOCK <= max(max_length, BLOCK)
+        room = max_length if len(row) == 1 else BLOCK
+        assert all(sum(lengths[piece] for piece in block) <= room for block in row)
+    assert len(rows) <= 1.06 * sum(lengths) / max_length + 1
+
+
+def test_short_dialogues_fold_into_blocks_and_long_ones_do_not():
+    short, _ = make(made_dialogues(turns=(2,)), max_length=256)
+    batch = default_collate([short[0], short[1]])
+    folded = fold(batch)
+    assert folded["input_ids"].shape == (8, BLOCK)
+    assert all(torch.equal(folded[name].reshape(2, 256), batch[name]) for name in batch)
+    long, _ = make([["问" * 60, "答" * 60], *made_dialogues()], max_length=256)
+    batch = default_collate([long[0], long[1]])
+    assert torch.equal(fold(batch)["input_ids"], batch["input_ids"])
+
+
+def test_folding_changes_no_logits():
+    dataset, tokenizer = make(made_dialogues(turns=(2,)), max_length=256)
+    model = DialogueModel(tokenizer.vocab_size, 32, 4, 2, max_length=256)
+    batch = default_collate([dataset[0], dataset[1]])
+    folded = fold(batch)
+    logits = model(batch["input_ids"], batch["segments"]).reshape(8, BLOCK, -1)
+    torch.testing.assert_close(model(folded["input_ids"], folded["segments"]), logits, atol=1e-5, rtol=1e-4)
 
 
 def test_nothing_to_learn_is_said():

@@ -15,6 +15,7 @@ from studytiny import DialogueModel, Generator, SamplingConfig, UserError, load_
 from studytiny.checkpoint import load_folder
 from train import ConvDataset, DialogueDataset, TrainConfig, TransformerTrainer
 from train.corpus import is_held_out
+from train.snapshots import delete_snapshots, newest_step
 from train.trainer import learning_rate
 
 ROOT = Path(__file__).parent.parent
@@ -27,7 +28,7 @@ def make_trainer(tmp_path, dialogues=PAIRS, batch_size=2, **settings):
     tokenizer = corpus.build_vocab()
     dataset = DialogueDataset(corpus, tokenizer, max_length=32)
     model = DialogueModel(tokenizer.vocab_size, d_model=32, n_head=4, n_layers=2, max_length=32)
-    config = {"lr": 5e-3, "out": str(tmp_path / "out"), "use_amp": False, **settings}
+    config = {"lr": 5e-3, "user_share": 0.0, "out": str(tmp_path / "out"), "use_amp": False, **settings}
     return TransformerTrainer(model, DataLoader(dataset, batch_size=batch_size), "cpu", config)
 
 
@@ -74,11 +75,11 @@ def test_printed_loss_is_nats_per_token(tmp_path):
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():
-    config = TrainConfig(lr=1.0, warmup=0.1)
+    config = TrainConfig(lr=1.0, warmup=0.1, decay=0.6)
     rates = [learning_rate(i / 100, config) for i in range(101)]
-    assert max(rates) == rates[10] == 1.0
+    assert max(rates) == rates[10] == rates[40] == 1.0
     assert rates[:11] == sorted(rates[:11])
-    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[40:] == sorted(set(rates[40:]), reverse=True)
     assert rates[-1] == 0
     assert rates[0] > 0
     assert learning_rate(0.0, TrainConfig(lr=1.0, warmup=0.0)) == 1.0
@@ -94,18 +95,41 @@ def test_run_folder_is_a_model_with_its_history(tmp_path):
     assert config["lr"] == 5e-3
 
 
+def broken_from(trainer, step, until=10**9):
+    """Makes the weights of ``trainer`` useless in the steps between."""
+    take = trainer.step
+    trainer.step = lambda batches, rate: take(batches, float("inf") if step <= trainer.steps < until else rate)
+    return trainer
+
+
 def test_loss_that_is_no_number_stops_the_run_and_keeps_the_last_save(tmp_path):
-    trainer = make_trainer(tmp_path, epochs=4, save_every=4)
-    saved = trainer.save()
-    step = trainer.step
-    trainer.step = lambda batches, rate: step(batches, rate if trainer.steps < 3 else float("inf"))
+    trainer = broken_from(make_trainer(tmp_path, epochs=4, save_every=1), step=12)
     with pytest.raises(UserError, match="lr"):
         trainer.train()
-    load_folder(saved, "cpu")
+    assert trainer.steps > len(trainer.train_loader)
+    load_folder(tmp_path / "out", "cpu")
+    assert newest_step(tmp_path / "out") == 12
 
 
-def test_folder_that_holds_a_model_is_not_overwritten(tmp_path):
+def test_one_loss_that_is_no_number_is_skipped(tmp_path):
+    trainer = make_trainer(tmp_path, epochs=4)
+    compute = trainer.compute_loss
+
+    def compute_loss(batch):
+        loss, shown = compute(batch)
+        return (loss * float("nan"), shown * float("nan")) if trainer.steps == 5 else (loss, shown)
+
+    trainer.compute_loss = compute_loss
+    trainer.train()
+    load_folder(tmp_path / "out", "cpu")
+    assert trainer.history[-1]["loss"] < 5
+
+
+def test_folder_that_holds_a_model_or_a_run_is_not_overwritten(tmp_path):
     make_trainer(tmp_path).save()
+    with pytest.raises(UserError, match="--resume"):
+        make_trainer(tmp_path)
+    delete_snapshots(tmp_path / "out")
     with pytest.raises(UserError, match="已经有一个模型"):
         make_trainer(tmp_path)
 

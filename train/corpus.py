@@ -3,7 +3,7 @@
 The format: a line ``E`` between dialogues, a line ``M text`` for each turn; the user speaks first, then they alternate.
 A line without ``M`` continues the turn above it. What does not fit is counted with its line number in ``problems``.
 
-    python -m train.corpus FILE [--clean] [--json]      the doctor: what is in the file, what is wrong, by line
+    python -m train.corpus FILE_OR_NAME [--clean] [--json]      the doctor: what is in it, what is wrong, by line
 """
 
 from __future__ import annotations
@@ -233,6 +233,14 @@ class ConvDataset:
         self.problems: list[Problem] = []
         self.encoding = ""  # of the file
         self.tokenizer = Tokenizer()
+        self._split: tuple[list[list[str]], list[list[str]]] | None = None  # training and held out, if given so
+
+    @classmethod
+    def from_split(cls, training: list[list[str]], held_out: list[list[str]], name: str) -> ConvDataset:
+        """A dataset that was split already: ``training`` may have been cleaned, ``held_out`` not."""
+        dataset = cls.from_dialogues([*training, *held_out], name)
+        dataset._split = complete_dialogues(training), complete_dialogues(held_out)
+        return dataset
 
     @classmethod
     def from_dialogues(cls, dialogues: Iterable[Sequence[str]], name: str = "dialogues") -> ConvDataset:
@@ -278,10 +286,14 @@ class ConvDataset:
 
     def training_dialogues(self) -> list[list[str]]:
         """The usable dialogues without the held-out ones."""
+        if self._split:
+            return self._split[0]
         return [turns for turns in self.usable() if not is_held_out(turns)]
 
     def held_out_dialogues(self) -> list[list[str]]:
         """The usable dialogues kept for measuring."""
+        if self._split:
+            return self._split[1]
         return [turns for turns in self.usable() if is_held_out(turns)]
 
     def build_vocab(self, max_vocab_size: int = 10_000, vocab_file: str | Path | None = None) -> Tokenizer:

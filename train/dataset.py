@@ -7,7 +7,7 @@ from reading each other.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from studytiny.tokenizer import PAD_ID, EncodedDialogue, Tokenizer
 from train.corpus import ConvDataset, to_messages
 
 IGNORED = -100  # the label that cross_entropy skips
+BLOCK = 64  # short dialogues keep within blocks of so many places; see fold
 
 
 def label_of(encoded: EncodedDialogue, index: int) -> int:
@@ -46,20 +47,45 @@ def pieces(encoded: EncodedDialogue, max_length: int) -> Iterator[tuple[list[int
         begin = i + 1
 
 
-def pack(lengths: Iterable[int], max_length: int) -> list[list[int]]:
-    """Best fit: each piece goes into the fullest row that still has room. Returns the piece numbers of every row."""
-    rows: list[list[int]] = []
-    with_room: list[list[int]] = [[] for _ in range(max_length + 1)]  # free places -> rows
+def pack(lengths: Iterable[int], max_length: int) -> list[list[list[int]]]:
+    """Best fit, the longest first if they come so: each piece goes where the least room is left after it.
+
+    A short piece that fits nowhere opens a block, a longer one a whole row.
+
+    Returns:
+        The rows; each is a list of blocks of equal length, mostly one, each a list of piece numbers.
+    """
+    short = BLOCK if max_length % BLOCK == 0 else max_length
+    opened: dict[int, list[list[int]]] = {short: [], max_length: []}  # length -> blocks
+    with_room: list[list[list[int]]] = [[] for _ in range(max_length + 1)]  # free places -> blocks
     for piece, length in enumerate(lengths):
         free = next((size for size in range(length, max_length + 1) if with_room[size]), None)
         if free is None:
-            rows.append([])
-            row, free = len(rows) - 1, max_length
+            free = short if length <= short else max_length
+            block: list[int] = []
+            opened[free].append(block)
         else:
-            row = with_room[free].pop()
-        rows[row].append(piece)
-        with_room[free - length].append(row)
-    return rows
+            block = with_room[free].pop()
+        block.append(piece)
+        with_room[free - length].append(block)
+    blocks, a_row = opened[short], max_length // short
+    rows = [] if short == max_length else [[block] for block in opened[max_length]]
+    return rows + [blocks[i : i + a_row] for i in range(0, len(blocks), a_row)]
+
+
+def fold(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """(B, T) -> (B * T / BLOCK, BLOCK) if no dialogue crosses a block, else the batch as it is.
+
+    What is computed stays the same, but attention, whose cost grows with the square of a row, takes much less time.
+    """
+    segments = batch["segments"]
+    rows, length = segments.shape
+    if length % BLOCK or length == BLOCK:
+        return dict(batch)
+    ends, starts = segments[:, BLOCK - 1 : -1 : BLOCK], segments[:, BLOCK::BLOCK]
+    if ((ends == starts) & (ends >= 0)).any():
+        return dict(batch)
+    return {name: values.reshape(rows * length // BLOCK, BLOCK) for name, values in batch.items()}
 
 
 class DialogueDataset(Dataset):
@@ -97,11 +123,15 @@ class DialogueDataset(Dataset):
         self._table = torch.full((3, len(rows), max_length), PAD_ID, dtype=torch.int32)
         self._table[1] = IGNORED
         self._table[2] = -1
-        for row, numbers in enumerate(rows):
-            ids = [token for number in numbers for token in parts[number][0]]
-            labels = [label for number in numbers for label in parts[number][1]]
-            segments = [segment for segment, number in enumerate(numbers) for _ in parts[number][0]]
-            self._table[:, row, : len(ids)] = torch.tensor([ids, labels, segments], dtype=torch.int32)
+        for row, blocks in enumerate(rows):
+            segment = 0  # counted through the row: no two dialogues of it may have one number
+            for index, numbers in enumerate(blocks):
+                start = index * BLOCK
+                ids = [token for number in numbers for token in parts[number][0]]
+                labels = [label for number in numbers for label in parts[number][1]]
+                segments = [segment + i for i, number in enumerate(numbers) for _ in parts[number][0]]
+                segment += len(numbers)
+                self._table[:, row, start : start + len(ids)] = torch.tensor([ids, labels, segments], dtype=torch.int32)
         self.tokens = int((self._table[2] >= 0).sum())
         self.labels = int((self._table[1] != IGNORED).sum())
 

@@ -8,10 +8,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from studytiny.checkpoint import load_folder
+from studytiny.checkpoint import Model, load_folder
 from studytiny.command import CommandParser, run_command
 from studytiny.generator import Generator
 from studytiny.sampling import SamplingConfig
+from studytiny.tokenizer import Tokenizer
 from train.measures import bits_per_character, reply_statistics
 from train.sources import load_corpus
 
@@ -28,15 +29,19 @@ def sample_replies(generator: Generator, dialogues: Sequence[Sequence[str]], see
     ]
 
 
+def measure(model: Model, tokenizer: Tokenizer, dialogues: Sequence[Sequence[str]]) -> dict[str, float]:
+    """All measures of a model on complete dialogues; ``seconds`` is how long that took."""
+    start = time.perf_counter()
+    score = bits_per_character(model, tokenizer, dialogues)
+    replies = sample_replies(Generator(model, tokenizer), dialogues)
+    return {**asdict(score), **asdict(reply_statistics(replies)), "seconds": round(time.perf_counter() - start, 2)}
+
+
 def evaluate(folder: str, corpus: str, whole: bool = False, device: str = "auto") -> dict[str, float]:
     """All measures of the model in ``folder`` on the held-out dialogues (or the ``whole``) of a ``.conv`` file."""
-    start = time.perf_counter()
     model, tokenizer = load_folder(folder, device)
     dataset = load_corpus(corpus)
-    measured = dataset.usable() if whole else dataset.held_out_dialogues()
-    score = bits_per_character(model, tokenizer, measured)
-    replies = sample_replies(Generator(model, tokenizer), measured)
-    return {**asdict(score), **asdict(reply_statistics(replies)), "seconds": round(time.perf_counter() - start, 2)}
+    return measure(model, tokenizer, dataset.usable() if whole else dataset.held_out_dialogues())
 
 
 LABELS = {

@@ -182,6 +182,13 @@ def load_corpus(name: str) -> ConvDataset:
     return ConvDataset(name).process_file()
 
 
+def licence_of(name: str) -> str:
+    """The licence of what ``load_corpus(name)`` reads, for the run's report."""
+    if name == DEMO:
+        return "Apache-2.0"
+    return SOURCES[name].licence if name in SOURCES else "未知（自己的文件）"
+
+
 def cache_folder() -> Path:
     """Where corpora are kept."""
     return Path(os.environ.get("STUDYTINY_CACHE") or Path.home() / ".cache" / "studytiny" / "corpora").expanduser()

@@ -1,0 +1,126 @@
+"""Muon for the matrices of a DialogueModel, AdamW for all else: how a gradient becomes a change of the weights.
+
+AdamW scales each number of a matrix by itself. A matrix, though, acts as a whole: it turns and stretches vectors, and
+its gradient mostly pulls in a few directions again and again. Muon takes the momentum of the gradient and makes its
+directions equally strong (orthogonal), so that rare ones are learnt as fast as frequent ones (Jordan et al. 2024).
+
+Doing so costs as much as a matrix's own forward and backward pass here, unless it is done in blocks: each head of the
+attention by itself, which is also how attention uses its matrices, and the feed-forward matrices in groups of rows.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from studytiny.model import DialogueModel
+
+MUON_RATE = 20 / 3  # its learning rate in units of AdamW's
+MOMENTUM = 0.95
+MOST_BLOCK_ROWS = 192
+# Five steps of a s + b s^3 + c s^5 bring every singular value s in (0, 1] near 1; the factors are Jordan's.
+STEPS, A, B, C = 5, 3.4445, -4.7750, 2.0315
+
+
+def orthogonalise(blocks: Tensor) -> Tensor:
+    """(N, R, D) with R <= D -> matrices whose rows are nearly orthogonal and of length 1 (Newton-Schulz)."""
+    x = blocks / (blocks.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-7)  # now no singular value is above 1
+    for _ in range(STEPS):
+        gram = x @ x.mT  # (N, R, R)
+        x = A * x + (B * gram + C * (gram @ gram)) @ x
+    return x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, made orthogonal in blocks of rows.
+
+    A group's matrices have one shape. ``block``: rows of a block. ``columns``: the blocks are made of columns instead,
+    for a matrix whose input is what is divided into heads or neurons.
+    """
+
+    def __init__(self, groups: Sequence[dict[str, Any]], lr: float, weight_decay: float = 0.0) -> None:
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        for group in self.param_groups:
+            # In a group of several processes or after a frozen part, a matrix may have no gradient.
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not parameters:
+                continue
+            directions = []
+            for parameter in parameters:
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
+                directions.append(parameter.grad.lerp(state["momentum"], MOMENTUM))  # Nesterov: one step ahead
+            matrices = torch.stack(directions)  # (P, rows, columns)
+            if group["columns"]:
+                matrices = matrices.mT
+            blocks = matrices.reshape(-1, group["block"], matrices.shape[-1])
+            updates = orthogonalise(blocks).reshape(matrices.shape)
+            if group["columns"]:
+                # Rows of length 1 however many columns there are: what the matrix adds to the stream stays alike.
+                updates = updates.mT * min(1.0, matrices.shape[-1] / matrices.shape[-2]) ** 0.5
+            for parameter, update in zip(parameters, updates.float(), strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=group["lr"])
+
+
+def block_rows(rows: int) -> int:
+    """The largest part of ``rows``, all parts alike, of at most MOST_BLOCK_ROWS."""
+    return next(rows // parts for parts in itertools.count(1) if rows % parts == 0 and rows // parts <= MOST_BLOCK_ROWS)
+
+
+def build_optimizers(model: DialogueModel, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
+    """Optimizers for all parameters; each group's ``rate_scale`` is its learning rate in units of ``lr``."""
+    layers, config = model.layers, model.config
+    head, neurons = config.d_model // config.n_head, block_rows(config.d_ff)
+    attention, feed_forward = [layer.self_attn for layer in layers], [layer.mlp for layer in layers]
+
+    def weights(modules: Sequence[nn.Module], *names: str) -> list[nn.Parameter]:
+        return [getattr(module, name).weight for module in modules for name in names]
+
+    muon = [
+        {"params": weights(attention, "q_proj", "k_proj", "v_proj"), "block": head, "columns": False},
+        {"params": weights(attention, "o_proj"), "block": head, "columns": True},
+        {"params": weights(feed_forward, "gate_proj", "up_proj"), "block": neurons, "columns": False},
+        {"params": weights(feed_forward, "down_proj"), "block": neurons, "columns": True},
+    ]
+    gains = [parameter for parameter in model.parameters() if parameter.dim() < 2]
+    fused = model.device.type in ("cpu", "cuda")
+    optimizers = [
+        Muon(muon, lr * MUON_RATE, weight_decay),
+        # No decay: it would silence rare characters, and norms.
+        torch.optim.AdamW([model.embed_tokens.weight, *gains], lr, (0.9, 0.95), weight_decay=0.0, fused=fused),
+    ]
+    for optimizer, scale in zip(optimizers, (MUON_RATE, 1.0), strict=True):
+        for group in optimizer.param_groups:
+            group["rate_scale"] = scale
+    return optimizers
+
+
+def optimizer_tensors(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """What the optimizers remember, by name, to be saved: ``optimizer.0.3.momentum`` and so on."""
+    return {
+        f"optimizer.{number}.{index}.{name}": torch.as_tensor(value)
+        for number, optimizer in enumerate(optimizers)
+        for index, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+
+
+def load_optimizers(optimizers: Sequence[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
+    """The inverse of ``optimizer_tensors``; names of anything else are passed over."""
+    for number, optimizer in enumerate(optimizers):
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            prefix, _, rest = key.partition(f"optimizer.{number}.")
+            if not prefix and rest:
+                index, _, name = rest.partition(".")
+                state.setdefault(int(index), {})[name] = value
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
