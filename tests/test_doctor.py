@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from studytiny import UserError
+from train import sources
 from train.corpus import PROBLEMS, is_held_out
 from train.doctor import cover, describe, examine, length_classes
 
@@ -144,6 +145,16 @@ def test_a_file_with_nothing_to_learn_is_still_described(tmp_path, content):
     assert report.training.dialogues == 0
     assert "训练：0 段对话" in describe(report)
     assert json.loads(json.dumps(report.as_json()))["training"]["dialogues"] == 0
+
+
+def test_a_corpus_is_examined_by_name_unless_there_is_such_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "DEMO_DIALOGUES", 50)
+    monkeypatch.chdir(tmp_path)
+    report = examine("demo")
+    assert (report.found.dialogues, report.encoding) == (50, "")
+    assert "编码：无" in describe(report)
+    Path("demo").write_text("E\nM 一\nM 二\n", encoding="utf-8")
+    assert examine("demo").found.dialogues == 1
 
 
 def test_missing_file_is_said(tmp_path):

@@ -45,6 +45,7 @@ COMMANDS = [
     "train",
     "train.corpus",
     "train.evaluate",
+    "train.report",
     "train.demo",
 ]
 

@@ -11,8 +11,9 @@ first turn may move its dialogue to the other side of the split.
 from __future__ import annotations
 
 import re
+import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,8 +25,10 @@ RUDE_WORDS_FILE = Path(__file__).parent / "rude_words.txt"
 
 MOST_REPEATS = 3  # of one punctuation mark
 FREQUENT_SHARE = 2000  # a reply may be given to one exchange in so many,
-FREQUENT_FLOOR = 20  # but always to so many
+FREQUENT_FLOOR = 20  # but always to so many,
+FREQUENT_TIMES_USUAL = 5  # and to so many times as many as is usual in the corpus
 SESSION_TURNS = 8
+WORDS_WITHIN = 1000  # a text has words by then, or has none
 
 Dialogue = list[str]
 
@@ -50,17 +53,53 @@ def normalise_text(text: str) -> str:
     return " ".join(text.split())
 
 
+# An entry of the file: what may not, or must, stand before it; how it begins: a character, [one of some] or (?:a|b),
+# perhaps optional; and the rest.
+_ENTRY = re.compile(r"(?:\(\?<([!=])([^()]*)\))?(\[[^]^-]+\]|\(\?:[^()]+\)|[^][()\\.^])(\??)(.*)")
+
+
+def _beginnings(entry: str) -> Iterator[tuple[str, str]]:
+    """For each character that an entry can begin with: that character, and what has to match after it.
+
+    Together they match wherever the entry does, for the question whether it is there at all.
+    """
+    entry = re.sub(r"^\^", "(?<=^)", entry)
+    # "At the start or after one of these" is "not after any other".
+    entry = re.sub(r"^\(\?:\^\|\[?([^])]+)\]?\)", lambda found: f"(?<![^{found[1].replace('|', '')}])", entry)
+    parts = _ENTRY.fullmatch(entry)
+    if parts is None:
+        raise UserError(f"{RUDE_WORDS_FILE} 里的 {entry} 读不懂；请让它以一个字、[几个字] 或 (?:几个词) 开头。")
+    kind, before, first, optional, rest = parts.groups()
+    if len(first) == 1 and not optional:
+        # What stands before is looked at last: the character itself is rarely there.
+        yield first, (f"(?<{kind}(?:{before}).)" if kind else "") + rest
+        return
+    choices = first[3:-1].split("|") if first[0] == "(" else list(first.strip("[]"))
+    for choice in choices + [""] * len(optional):
+        yield from _beginnings((f"(?<{kind}{before})" if kind else "") + choice + rest)
+
+
 @cache
-def _rude_pattern() -> re.Pattern[str]:
-    lines = RUDE_WORDS_FILE.read_text(encoding="utf-8").split("\n")
-    words = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    # Entries are regular expressions: an exception is written as what may not stand beside the word.
-    return re.compile("|".join(words), re.IGNORECASE)
+def _rude_pattern(ascii_only: bool) -> re.Pattern[str]:
+    """All entries as one pattern ``a(?:...)|b(?:...)``, a branch for each first character: ``re`` then skips all other
+    characters at once, where a plain list of entries would be tried in full at every place. ``ascii_only``: without
+    what no ASCII text can hold, which leaves little.
+    """
+    branches: dict[str, list[str]] = {}
+    for line in RUDE_WORDS_FILE.read_text(encoding="utf-8").split("\n"):
+        if line.strip() and not line.startswith("#"):
+            for first, rest in _beginnings(line.strip()):
+                # All that IGNORECASE takes for it: ``re`` skips to characters, not to letters of either case.
+                for form in set(re.findall(first, first + first.upper() + "ſKıİ", re.IGNORECASE)):
+                    branches.setdefault(form, []).append(rest)
+    return re.compile(
+        "|".join(f"{first}(?i:{'|'.join(rests)})" for first, rests in branches.items() if first.isascii() >= ascii_only)
+    )
 
 
 def is_rude(text: str) -> bool:
     """True if ``text`` holds an unambiguous insult or obscenity of ``rude_words.txt``."""
-    return _rude_pattern().search(text) is not None
+    return _rude_pattern(text.isascii()).search(text) is not None
 
 
 # Faces drawn with letters or with Chinese characters that are none there.
@@ -73,8 +112,10 @@ _WORD = re.compile(r"[\u3400-\u9fff0-9]|[^\W_]{2}")
 
 
 def has_words(text: str) -> bool:
-    """False if ``text`` is only punctuation, symbols, emoji or a kaomoji such as ``=。=``, ``T_T`` or ``(｀皿´)ノ``."""
-    rest = _KAOMOJI.sub(" ", text).strip()
+    """False if ``text`` is only punctuation, symbols, emoji or a kaomoji such as ``=。=``, ``T_T`` or ``(｀皿´)ノ``.
+
+    The first thousand characters tell."""
+    rest = _KAOMOJI.sub(" ", text[:WORDS_WITHIN]).strip()
     return _WORD.search(rest) is not None or rest.isalnum()
 
 
@@ -127,8 +168,13 @@ def drop_duplicates(dialogues: Sequence[Dialogue]) -> list[Dialogue]:
 
 
 def cap_replies(dialogues: Sequence[Dialogue]) -> list[Dialogue]:
-    """Cuts before a reply that was given too often already, so that no one reply becomes the answer to everything."""
-    most = max(FREQUENT_FLOOR, sum(len(dialogue) // 2 for dialogue in dialogues) // FREQUENT_SHARE)
+    """Cuts before a reply that was given too often already, so that no one reply becomes the answer to everything.
+
+    A list of questions and answers has few replies, each given often; there only what stands out is too often.
+    """
+    replies = Counter(reply for dialogue in dialogues for reply in dialogue[1::2])
+    usual = statistics.median(replies.values()) if replies else 0
+    most = max(FREQUENT_FLOOR, replies.total() // FREQUENT_SHARE, FREQUENT_TIMES_USUAL * usual)
     given: Counter[str] = Counter()
 
     def too_often(exchange: Sequence[str]) -> bool:

@@ -1,6 +1,6 @@
 """The doctor of a ``.conv`` file: what is in it, what is wrong, by line, and what training would use.
 
-    python -m train.corpus FILE [--clean] [--json]
+    python -m train.corpus FILE_OR_NAME [--clean] [--json]
 
 It only reads: nothing in the file is changed.
 """
@@ -18,6 +18,7 @@ from studytiny.command import CommandParser
 from studytiny.errors import UserError
 from train.clean import CleaningResult, RuleEffect, clean, is_rude
 from train.corpus import PROBLEMS, ConvDataset, Problem, is_held_out
+from train.sources import NAMES, load_corpus
 
 LINES_SHOWN = 5  # of each kind of problem, to people
 LINES_LISTED = 1000  # and in the JSON, where a file of nothing but problems should not become another such file
@@ -26,6 +27,7 @@ RARE_SHOWN = 20
 RARE = 3  # a character seen fewer times than this can hardly be learnt
 BAR = 30  # characters of the longest bar
 ENCODINGS = {
+    "": "无（不是 .conv 文件）",
     "UTF-8-SIG": "UTF-8（带 BOM）",
     "UTF-16-LE": "UTF-16 小端（没有 BOM）",
     "UTF-16-BE": "UTF-16 大端（没有 BOM）",
@@ -162,12 +164,14 @@ def describe_vocabulary(dialogues: Iterable[Sequence[str]]) -> Vocabulary:
 
 
 def examine(path: str | Path, cleaning: bool = False) -> Report:
-    """Examines a file; ``cleaning`` also tries the rules of ``train.clean`` on it.
+    """Examines a file, or where there is none of that name, a corpus of ``train.sources``; ``cleaning`` also tries the
+    rules of ``train.clean`` on it.
 
     Raises:
-        UserError: it is missing or not text. A file with nothing to learn is a finding, not an error.
+        UserError: it is missing or not text, or cannot be had. A file with nothing to learn is a finding, not an error.
     """
-    dataset = ConvDataset(path).read_file()
+    known = str(path) in NAMES and not Path(path).exists()
+    dataset = load_corpus(str(path)) if known else ConvDataset(path).read_file()
     usable = dataset.usable()
     sides = [is_held_out(turns) for turns in usable]
     training = [turns for turns, held_out in zip(usable, sides, strict=True) if not held_out]
@@ -267,7 +271,8 @@ def describe(report: Report) -> str:
 
 def main() -> None:
     parser = CommandParser("python -m train.corpus", "给 .conv 语料做体检：里面有什么，哪一行有问题，训练会用到什么。")
-    parser.add_argument("file", metavar="语料文件", help=".conv 文件；只读，不会改动它")
+    names = "、".join(NAMES)
+    parser.add_argument("file", metavar="语料", help=f".conv 文件（只读，不会改动它），或语料的名字：{names}")
     parser.add_argument("--clean", action="store_true", help="再试一遍清洗规则，看每条规则的前后")
     parser.add_argument("--json", action="store_true", help="输出一个 JSON 对象")
     arguments = parser.parse_args()
