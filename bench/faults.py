@@ -204,6 +204,7 @@ class Faults:
         lines = read_metrics(self.out)[0]
         return (lines[-1]["step"], lines[-1]["seconds"]) if lines else None
 
+
 def report(faults: Faults, seconds: float) -> str:
     width = 24  # columns; a Chinese character takes two
     rows = [(moment, f"{count} 次") for moment, count in faults.moments.most_common()]

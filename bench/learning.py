@@ -27,8 +27,10 @@ from bench.nanogpt import NanoConfig, NanoGPT, NanoTrainer, text_stream
 from studytiny.command import CommandParser, number, run_command
 from studytiny.model import DialogueModel
 from studytiny.tokenizer import Tokenizer
+from train.__main__ import GROW
 from train.corpus import ConvDataset
 from train.dataset import DialogueDataset
+from train.initialise import prepare
 from train.measures import bits_per_character
 from train.sources import load_corpus
 from train.trainer import TrainConfig, TransformerTrainer, learning_rate
@@ -85,18 +87,22 @@ def our_run(
     """As ``python -m train`` trains."""
     torch.manual_seed(seed)
     model = DialogueModel(tokenizer.vocab_size, max_length=256)
-    config = TrainConfig(minutes=minutes, seed=seed, out=f"{folder}/{seed}-{minutes}")
+    config = TrainConfig(minutes=minutes, seed=seed, grow=GROW, out=f"{folder}/{seed}-{minutes}")
     dataset = DialogueDataset(corpus, tokenizer, 256, seed)
+    start = time.perf_counter()
+    prepare(model, dataset)
+    preparing = time.perf_counter() - start
     loader = DataLoader(dataset, config.batch_size, shuffle=True, generator=torch.Generator())
     trainer = TransformerTrainer(model, loader, "cpu", config)
     batches = endless(loader, seed)
 
     def step(progress: float) -> int:
         batch = next(batches)
+        trainer.total_steps = round(trainer.steps / max(progress, 1e-6))  # time is the plan here
         trainer.step([batch], learning_rate(progress, config))
         return int((batch["segments"] >= 0).sum())
 
-    return Run(f"本项目 {minutes:g} 分钟，种子 {seed}", model, step, minutes, marks)
+    return Run(f"本项目 {minutes:g} 分钟，种子 {seed}", model, step, minutes, marks, preparing)
 
 
 def nano_run(

@@ -10,6 +10,7 @@ Shapes in comments: B rows, T tokens, D d_model, H heads, K = D / H width of a h
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -220,6 +221,7 @@ class DialogueModel(nn.Module):
         self.config = config = ModelConfig(vocab_size, d_model, n_head, n_layers, **more)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.depth = config.n_layers  # blocks in use: training may begin with the lower ones
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         cosine, sine = rotary_table(config)
         # Computed, not learnt: they follow the model to its device but are no part of the file.
@@ -273,7 +275,7 @@ class DialogueModel(nn.Module):
                 mask = torch.zeros_like(mask, dtype=x.dtype).masked_fill_(~mask, -torch.inf)
         elif start > 0 and ids.shape[1] > 1:
             mask = torch.ones(ids.shape[1], end, dtype=torch.bool, device=ids.device).tril(start)  # (T, end)
-        for layer, block in enumerate(self.layers):
+        for layer, block in enumerate(islice(self.layers, self.depth)):
             x = block(x, rotary, mask, layer, cache)
         if cache is not None:
             cache.length = end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import shlex
@@ -20,10 +21,13 @@ from studytiny.checkpoint import pick_device
 from studytiny.command import CommandParser, number, run_command
 from studytiny.errors import UserError
 from studytiny.model import DialogueModel
+from studytiny.published import PublishedModel
 from train.clean import RULES, clean
 from train.corpus import ConvDataset
 from train.dataset import DialogueDataset
 from train.evaluate import measure
+from train.initialise import prepare
+from train.original_recipe import PUBLISHED, SETTINGS, PublishedDataset, PublishedTrainer, check_options, pad_rows
 from train.report import RunFacts, write_facts, write_report
 from train.run_log import read_samples
 from train.sources import DEMO, NAMES, licence_of, load_corpus
@@ -33,9 +37,15 @@ from train.trainer import TrainConfig, TransformerTrainer, check_new_run, read_r
 PRESETS = {
     "mini": ({"d_model": 256, "n_head": 4, "n_layers": 4, "max_length": 256}, 5_000),
     "standard": ({"d_model": 512, "n_head": 8, "n_layers": 4, "max_length": 256}, 10_000),
+    PUBLISHED: ({"d_model": 512, "n_head": 8, "n_layers": 4, "max_length": 256}, 10_000),
 }
+# What a run is made of: its data, its model, its trainer, and how items become a batch (None: as they are, stacked).
+RECIPE = (DialogueDataset, DialogueModel, TransformerTrainer, None)
+ORIGINAL_RECIPE = (PublishedDataset, PublishedModel, PublishedTrainer, pad_rows)
+GROW = 0.5  # of a run begins with half of the blocks; see train.initialise
 SHOWN_SAMPLES = 6
 ALL = "all"
+PATIENCE_SECONDS = 10.0  # that another process has to say what is wrong before this one does
 
 
 def build_parser() -> CommandParser:
@@ -46,7 +56,12 @@ def build_parser() -> CommandParser:
         metavar="语料",
         help=f".conv 文件，或语料的名字：{'、'.join(NAMES)}（默认 demo）；可给几个",
     )
-    parser.add_argument("--preset", choices=PRESETS, help="模型大小：mini（默认，几分钟）或 standard")
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="模型大小：mini（默认，几分钟）或 standard；published 照原项目的模型和练法重做，错误也照旧，用来比较"
+        "（默认练 {epochs} 遍，学习率 {lr}，每批 {batch_size} 段对话，{grad_accum_steps} 批一步）".format(**SETTINGS),
+    )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=number(float), metavar="分钟", help="训练多久（默认 10 分钟）")
     length.add_argument("--epochs", type=number(int), metavar="遍", help="把语料学几遍")
@@ -86,17 +101,28 @@ def settings_from(arguments: argparse.Namespace) -> tuple[TrainConfig, dict[str,
         raise UserError(f"--vocab-size {arguments.vocab_size} 不对；{preset} 的词表最多 {limit} 项，最少 8 项。")
     names = ("lr", "batch_size", "user_share", "dropout", "seed", "epochs")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    minutes = 10.0 if arguments.minutes is None and arguments.epochs is None else arguments.minutes
+    minutes = arguments.minutes
+    if preset == PUBLISHED:
+        check_options(vars(arguments))
+        given = {**SETTINGS, **given}
+    else:
+        given["grow"] = GROW
+        if arguments.minutes is None and arguments.epochs is None:
+            minutes = 10.0
     out = arguments.out or f"runs/{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
     config = TrainConfig(minutes=minutes, half=arguments.half, tensorboard=arguments.tensorboard, out=out, **given)
     facts = {
         "corpus": arguments.corpus or [DEMO],
         "preset": preset,
         "vocab_size": vocab_size,
-        "no_clean": arguments.no_clean or [],
+        # The original learns from its corpus as it stands.
+        "no_clean": [ALL] if preset == PUBLISHED else arguments.no_clean or [],
         "sessions": arguments.sessions,
         "threads": arguments.threads or torch.get_num_threads(),
-        "command": shlex.join(["python", "-m", "train", *sys.argv[1:]]),
+        # For the report, which may be given to others: a file by its name, not by where it lies here.
+        "command": shlex.join(
+            ["python", "-m", "train", *(Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:])]
+        ),
     }
     return config, facts
 
@@ -185,11 +211,16 @@ def main() -> None:
 
     corpus, about, table = prepare_corpus(facts)
     tokenizer = corpus.build_vocab(facts["vocab_size"])
-    dataset = DialogueDataset(corpus, tokenizer, sizes["max_length"], config.seed)
+    recipe = ORIGINAL_RECIPE if facts["preset"] == PUBLISHED else RECIPE
+    dataset_class, model_class, trainer_class, collate = recipe
+    dataset = dataset_class(corpus, tokenizer, sizes["max_length"], config.seed)
     torch.manual_seed(config.seed)
-    model = DialogueModel(tokenizer.vocab_size, **sizes)
-    loader = DataLoader(dataset, batch_size=config.batch_size, shuffle=True, generator=torch.Generator())
-    trainer = TransformerTrainer(model, loader, device, config, arguments.resume, facts)
+    model = model_class(tokenizer.vocab_size, **sizes)
+    if model_class is DialogueModel and not arguments.resume:
+        prepare(model, dataset)
+    order = torch.Generator()
+    loader = DataLoader(dataset, batch_size=config.batch_size, shuffle=True, generator=order, collate_fn=collate)
+    trainer = trainer_class(model, loader, device, config, arguments.resume, facts)
 
     unknown = unknown_rate(corpus)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -216,9 +247,12 @@ def main() -> None:
         trainer.train()
         finished = True
     finally:
-        if first and (finished or trainer.history):  # a run that was stopped has a report as well
-            report({}, finished)
+        if first and trainer.history and not finished:  # a run that was stopped has a report as well
+            with contextlib.suppress(OSError):  # what stopped the run, a full disk perhaps, is what should be said
+                report({}, False)
+    trainer.group.leave()
     if first:
+        report({}, True)
         _say_goodbye(trainer, corpus, report)
 
 
@@ -236,5 +270,15 @@ def _say_goodbye(trainer: TransformerTrainer, corpus: ConvDataset, report: Any) 
     print(f"\n报告：{Path(out) / 'README.md'}\n和它聊天：python -m studytiny.chat --model {shlex.quote(out)}")
 
 
+def speak_once() -> None:
+    """Runs main. What is wrong is mostly wrong in every process; then the first one says it, and ends the others."""
+    try:
+        main()
+    except UserError:
+        if int(os.environ.get("RANK", 0)) > 0:
+            time.sleep(PATIENCE_SECONDS)
+        raise
+
+
 if __name__ == "__main__":
-    run_command(main)
+    run_command(speak_once)

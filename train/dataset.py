@@ -95,6 +95,7 @@ class DialogueDataset(Dataset):
     should follow ``input_ids[t]``, or -100. Padding has a segment of its own.
 
     Attributes:
+        table: ids, labels and segments of all rows, (3, rows, max_length).
         tokens: tokens in all rows that are not padding.
         labels: of them, those with something to learn.
     """
@@ -120,9 +121,9 @@ class DialogueDataset(Dataset):
         parts.sort(key=lambda part: -len(part[0]))
         rows = pack((len(ids) for ids, _ in parts), max_length)
         # One table for all rows, (3, rows, max_length) in 4-byte numbers: a corpus of 450,000 dialogues takes 130 MB.
-        self._table = torch.full((3, len(rows), max_length), PAD_ID, dtype=torch.int32)
-        self._table[1] = IGNORED
-        self._table[2] = -1
+        self.table = torch.full((3, len(rows), max_length), PAD_ID, dtype=torch.int32)
+        self.table[1] = IGNORED
+        self.table[2] = -1
         for row, blocks in enumerate(rows):
             segment = 0  # counted through the row: no two dialogues of it may have one number
             for index, numbers in enumerate(blocks):
@@ -131,13 +132,13 @@ class DialogueDataset(Dataset):
                 labels = [label for number in numbers for label in parts[number][1]]
                 segments = [segment + i for i, number in enumerate(numbers) for _ in parts[number][0]]
                 segment += len(numbers)
-                self._table[:, row, start : start + len(ids)] = torch.tensor([ids, labels, segments], dtype=torch.int32)
-        self.tokens = int((self._table[2] >= 0).sum())
-        self.labels = int((self._table[1] != IGNORED).sum())
+                self.table[:, row, start : start + len(ids)] = torch.tensor([ids, labels, segments], dtype=torch.int32)
+        self.tokens = int((self.table[2] >= 0).sum())
+        self.labels = int((self.table[1] != IGNORED).sum())
 
     def __len__(self) -> int:
-        return self._table.shape[1]
+        return self.table.shape[1]
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        ids, labels, segments = self._table[:, index].long()
+        ids, labels, segments = self.table[:, index].long()
         return {"input_ids": ids, "labels": labels, "segments": segments}

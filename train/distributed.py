@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from studytiny.errors import UserError
+from train.dataset import IGNORED
 
 
 class Group:
@@ -39,7 +40,11 @@ class Group:
         return cls(dist.get_rank(), size)
 
     def share_of(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Every ``size``-th row of the batch, (B, T) -> (about B / size, T)."""
+        """Every ``size``-th row of the batch, (B, T) -> (about B / size, T); at least one."""
+        if self.rank >= len(batch["targets"]):
+            # The last batch of an epoch may be this short. A row with nothing to learn has gradients, all of them zero.
+            nothing = {name: torch.full_like(batch[name][:1], IGNORED) for name in ("labels", "targets")}
+            return {name: rows[:1] for name, rows in batch.items()} | nothing
         return {name: rows[self.rank :: self.size] for name, rows in batch.items()}
 
     def check_rows(self, rows: int) -> None:
@@ -59,12 +64,8 @@ class Group:
         """Replaces every gradient by its sum over all processes: one message, as each costs a round trip."""
         if self.size == 1:
             return
-        # A process whose rows did not touch a parameter has no gradient there; the others still wait for one.
-        gradients = []
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            gradients.append(parameter.grad)
+        # All processes use the same parameters, as each has at least one row.
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         dist.all_reduce(flat)
         for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
@@ -73,6 +74,11 @@ class Group:
     def from_first(self, values: Iterable[float], device: torch.device) -> list[float]:
         """The values of process 0, so that all decide alike."""
         return self.add([value if self.rank == 0 else 0.0 for value in values], device)
+
+    def leave(self) -> None:
+        """Ends the connection to the others; torch complains of a process that ends without."""
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
 
     def wait(self) -> None:
         """Until all have come here."""

@@ -8,13 +8,17 @@ zero. All that a run knows goes into its folder, so that it can be continued exa
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import math
+import os
+import shlex
 import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +29,16 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from studytiny.checkpoint import CONFIG_FILE, load_folder, read_config, save_checkpoint
-from studytiny.errors import UserError
+from studytiny.errors import UserError, describe_os_error
 from studytiny.generator import Generator
 from studytiny.model import DialogueModel
 from studytiny.sampling import SamplingConfig
+from train.corpus import ConvDataset
 from train.dataset import IGNORED, fold
 from train.distributed import Group
 from train.measures import bits_per_character
 from train.optimizer import build_optimizers, load_optimizers, optimizer_tensors
-from train.run_log import PROMPTS, RunLog
+from train.run_log import PROMPTS, RunLog, read_samples
 from train.snapshots import Snapshot, delete_snapshots, load_snapshot, locked, newest_step, save_snapshot
 
 VALIDATION_DIALOGUES = 200  # enough to see where training goes; train.evaluate measures on all
@@ -61,6 +66,8 @@ class TrainConfig:
         warmup: share of the run in which the learning rate rises.
         decay: share of the run, its last, in which it falls.
         user_share: share of the user's words that are learnt beside all of the assistant's; 0 learns replies only.
+        grow: share of the run, its first, in which only the lower half of the blocks learns; the model must have been
+            made ready for it by ``train.initialise.prepare``.
         dropout: share of what each block adds that is left out at random; for a corpus that is seen many times.
         patience: stop after so many measurements without an improvement; the best model is kept.
         seed: all that is random in a run follows from it.
@@ -81,6 +88,7 @@ class TrainConfig:
     warmup: float = 0.01
     decay: float = 0.6
     user_share: float = 0.3
+    grow: float = 0.0
     dropout: float = 0.0
     patience: int = 3
     seed: int = 0
@@ -97,7 +105,7 @@ class TrainConfig:
             value = getattr(self, name)
             if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
                 raise UserError(f"训练设置 {name}={value!r} 不对；应是大于 0 的数。")
-        for name in ("weight_decay", "warmup", "decay", "user_share", "dropout"):
+        for name in ("weight_decay", "warmup", "decay", "user_share", "grow", "dropout"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 <= value <= 1:
                 raise UserError(f"训练设置 {name}={value!r} 不对；应是 0 到 1 的数。")
@@ -215,6 +223,7 @@ class TransformerTrainer:
             )
         self.group.check_rows(train_loader.batch_size or 1)
         self.validation = train_loader.dataset.conv_dataset.held_out_dialogues()[:VALIDATION_DIALOGUES]
+        self.corpus_sha256 = corpus_sha256(train_loader.dataset.conv_dataset)
         self.resuming = resume
         # What a save holds beside weights and optimizers.
         self.steps = 0
@@ -225,7 +234,10 @@ class TransformerTrainer:
         self.total_steps = self.config.epochs * self.steps_an_epoch if self.config.minutes is None else 0
         self.history: list[dict[str, float]] = []  # one entry a measurement
         self.recent = [0.0, 0]  # sum and number of the losses since the last measurement
+        self.logged = [0, 0.0, 0]  # steps, seconds and tokens at the last line of the log
+        self.unlogged: list[float] = []  # losses since then
         self.bad_steps = 0  # in a row
+        self.depth = 0  # blocks that learn, in a model that grows
         self.stages = 0  # of the samples
         self.amp = False
         if not resume:
@@ -243,9 +255,21 @@ class TransformerTrainer:
     def build_optimizers(self) -> list[torch.optim.Optimizer]:
         return build_optimizers(self.model, self.config.lr, self.config.weight_decay)
 
+    @property
+    def progress(self) -> float:
+        """How much of the run is done, 0 to 1."""
+        return self.steps / max(1, self.total_steps)
+
     def learning_rate(self) -> float:
         """The rate of the next step."""
-        return learning_rate(self.steps / max(1, self.total_steps), self.config)
+        return learning_rate(self.progress, self.config)
+
+    def divisors(self, counts: Sequence[int]) -> list[int]:
+        """By what the summed loss of each batch of a step is divided, given their numbers of targets.
+
+        By the targets of all batches: the result is that of one large batch, however it is split.
+        """
+        return [sum(counts)] * len(counts)
 
     def compute_loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Sums of -ln p: over the batch's targets, to learn from, and over the assistant's words, to look at."""
@@ -272,17 +296,20 @@ class TransformerTrainer:
             learnt.
         """
         self.model.train()
+        if self.config.grow:
+            layers = self.model.config.n_layers
+            wanted = max(1, layers // 2) if self.progress < self.config.grow else layers
+            self.depth = self.model.depth = max(self.depth, wanted)
         # What is drawn follows from seed and step, so there is no state of it to save.
         torch.manual_seed(self.config.seed * 1_000_003 + self.steps)
         batches = [add_targets(batch, self.config.user_share) for batch in batches]
-        # Divided by the targets of all batches: the result is that of one large batch, however it is split.
-        count = sum(int((batch["targets"] != IGNORED).sum()) for batch in batches)
+        divisors = self.divisors([int((batch["targets"] != IGNORED).sum()) for batch in batches])
         labels = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
         torch.manual_seed((self.config.seed * 1_000_003 + self.steps) * 1009 + self.group.rank)  # for dropout
         total = 0.0
-        for batch in batches:
+        for batch, divisor in zip(batches, divisors, strict=True):
             loss, reply_loss = self.compute_loss(self.group.share_of(batch))
-            (loss / count).backward()
+            (loss / divisor).backward()
             total += reply_loss.item()
         parameters = list(self.model.parameters())
         self.group.add_gradients(parameters)
@@ -327,19 +354,19 @@ class TransformerTrainer:
             self.group.wait()
             log = RunLog(out, self.steps, self.config.tensorboard)
             try:
-                self._train(signals, log)
-            finally:
-                log.close()
+                with contextlib.closing(log):
+                    self._train(signals, log)
+            except OSError as error:
+                raise UserError(self._describe(error)) from error
         return self.history
 
     def _train(self, signals: list[int], log: RunLog | None) -> None:
         self._clock = time.monotonic() - self.seconds
         self._planned = (self.steps, self.seconds)  # when total_steps was set
         self._measuring = 0.0  # seconds that it took last time
-        logged = (self.steps, self.seconds, self.tokens)
-        losses: list[float] = []  # since the last line of the log
-        bar = tqdm(total=self.total_steps or None, initial=self.steps, desc="训练", bar_format=BAR, mininterval=0.5)
-        bar.disable = bar.disable or self.group.rank > 0
+        silent = {"disable": True} if self.group.rank > 0 else {}  # left out, it is TQDM_DISABLE's to say
+        total = self.total_steps or None
+        bar = tqdm(total=total, initial=self.steps, desc="训练", bar_format=BAR, mininterval=0.5, **silent)
         with bar:
             for batches in self._batches():
                 if self._is_over():
@@ -350,33 +377,39 @@ class TransformerTrainer:
                 self.seconds = time.monotonic() - self._clock
                 self._count(loss)
                 if math.isfinite(loss):
-                    losses.append(loss)
+                    self.unlogged.append(loss)
                 if self.config.minutes is not None and self.steps in (1, 4, 16):
                     self._plan()
                 at_moment = bool(self.group.from_first([self._at_moment()], self.device)[0])
-                if log and losses and (self.steps - logged[0] >= LOG_STEPS or at_moment):
-                    speed = (self.tokens - logged[2]) / max(1e-9, self.seconds - logged[1])
-                    log.training(
-                        step=self.steps, epoch=self.epoch, seconds=round(self.seconds, 3), tokens=self.tokens,
-                        loss=sum(losses) / len(losses), learning_rate=rate, tokens_per_second=round(speed, 1),
-                    )  # fmt: skip
-                    bar.set_postfix_str(f"损失 {sum(losses) / len(losses):.3f}{self._outlook()}", refresh=False)
-                    logged, losses = (self.steps, self.seconds, self.tokens), []
+                if self.unlogged and (self.steps - self.logged[0] >= LOG_STEPS or at_moment):
+                    self._log_training(log, rate, bar)
                 bar.total = self.total_steps or None
                 bar.update(1)
-                if self.group.add([len(signals)], self.device)[0]:
-                    self._save_and_leave(signals, bar)
                 if at_moment:
                     bar.write(self._measure_and_save(log))
                     before, self.seconds = self.seconds, time.monotonic() - self._clock
                     self._measuring = self.seconds - before
-                    logged = (self.steps, self.seconds, self.tokens)
+                    self.logged = [self.steps, self.seconds, self.tokens]
                     if self.config.minutes is not None:
                         self._plan()
                     if self._worse() >= self.config.patience:
                         bar.write(f"连续 {self._worse()} 次没有进步，提前结束；保存的是最好的一次。")
                         break
+                # After measuring: a run that goes on from here would not come back to it.
+                if self.group.add([len(signals)], self.device)[0]:
+                    self._save_and_leave(signals, bar)
         self._finish(log)
+
+    def _log_training(self, log: RunLog | None, rate: float, bar: tqdm) -> None:
+        loss = sum(self.unlogged) / len(self.unlogged)
+        speed = (self.tokens - self.logged[2]) / max(1e-9, self.seconds - self.logged[1])
+        if log:
+            log.training(
+                step=self.steps, epoch=self.epoch, seconds=round(self.seconds, 3), tokens=self.tokens, loss=loss,
+                learning_rate=rate, tokens_per_second=round(speed, 1),
+            )  # fmt: skip
+        bar.set_postfix_str(f"损失 {loss:.3f}{self._outlook()}", refresh=False)
+        self.logged, self.unlogged = [self.steps, self.seconds, self.tokens], []
 
     def _batches(self) -> Iterator[list[Mapping[str, Tensor]]]:
         """The batches of each optimizer step, epoch after epoch, from where the run stands; an epoch's last step may
@@ -390,7 +423,8 @@ class TransformerTrainer:
             self.groups_done = 0
 
     def _is_over(self) -> bool:
-        return 0 < self.total_steps <= self.steps
+        # Asked here too: a run may have been killed after the measurement that ends it.
+        return 0 < self.total_steps <= self.steps or self._worse() >= self.config.patience
 
     def _at_moment(self) -> bool:
         """True if the run should measure and save now."""
@@ -423,6 +457,13 @@ class TransformerTrainer:
             raise UserError(
                 f"第 {self.steps} 步起连续 {MOST_BAD_STEPS} 步的损失不是有限的数；请把学习率 lr 调小一些再训练。"
             )
+
+    def _describe(self, error: OSError) -> str:
+        full = error.errno in (errno.ENOSPC, errno.EFBIG)
+        what = f"磁盘满了，写不进 {self.config.out}；" if full else describe_os_error(error)
+        if newest_step(self.config.out) is None:
+            return f"{what}还没有保存过，解决之后请重新训练。"
+        return f"{what}先前保存的都还在，解决之后接着训练：{self._how_to_resume()} 。"
 
     def _outlook(self) -> str:
         """The held-out bits per character to expect at the end: a straight line through the last measurements, both
@@ -479,7 +520,8 @@ class TransformerTrainer:
                 best, _ = load_folder(self.config.out, self.device)
                 self.model.load_state_dict(best.state_dict())
             self.stages = len(SAMPLE_STAGES) - 1
-            if log:
+            # A run that was killed from here on comes here again.
+            if log and not any(line["stage"] == len(SAMPLE_STAGES) for line in read_samples(self.config.out)):
                 self._samples(log)
             self._save_model(finished=True)
             delete_snapshots(self.config.out)  # nothing is left to go on with
@@ -494,12 +536,14 @@ class TransformerTrainer:
         tensors |= optimizer_tensors(self.optimizers)
         names = (
             "steps", "epoch", "groups_done", "seconds", "tokens", "total_steps", "history", "recent", "bad_steps",
-            "stages", "amp", "facts",
+            "depth", "stages", "amp", "facts", "logged", "unlogged", "corpus_sha256",
         )  # fmt: skip
         values = {name: getattr(self, name) for name in names}
         values |= {"config": self._settings(), "vocab_sha256": self.tokenizer.sha256}
         save_snapshot(self.config.out, Snapshot(tensors, values), self.steps)
-        return self._save_model() if self._worse() == 0 else Path(self.config.out)
+        # Between two measurements nobody knows whether the weights are better than the best ones in the folder.
+        unknown = self.validation and self.history and self.history[-1]["step"] < self.steps
+        return self._save_model() if self._worse() == 0 and not unknown else Path(self.config.out)
 
     def _save_model(self, finished: bool = False) -> Path:
         training = {
@@ -521,11 +565,14 @@ class TransformerTrainer:
         if self.group.rank == 0:
             bar.write(f"收到中断，正在保存到 {self.config.out} ……")
             self.save()
-            bar.write(f"已保存。接着训练：python -m train --resume --out {self.config.out}")
+            bar.write(f"已保存。接着训练：{self._how_to_resume()}")
         self.group.wait()
         if signals[:1] == [signal.SIGTERM]:
             raise SystemExit(128 + signal.SIGTERM)
         raise KeyboardInterrupt
+
+    def _how_to_resume(self) -> str:
+        return f"python -m train --resume --out {shlex.quote(self.config.out)}"
 
     def _resume(self) -> None:
         snapshot, notes = load_snapshot(self.config.out)
@@ -535,6 +582,10 @@ class TransformerTrainer:
         if values.pop("vocab_sha256") != self.tokenizer.sha256:
             raise UserError(
                 f"{self.config.out} 里的训练用的是另一份语料（词表变了）；请换回原来的语料，或用 --out 重新训练。"
+            )
+        if values.pop("corpus_sha256", self.corpus_sha256) != self.corpus_sha256:
+            raise UserError(
+                f"{self.config.out} 里的训练用的是另一份语料（内容变了）；请换回原来的语料，或用 --out 重新训练。"
             )
         before, now = values.pop("config"), self._settings()
         changed = [name for name in now if now[name] != before.get(name)]
@@ -553,6 +604,14 @@ def _in_groups(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
     batches = iter(batches)
     while group := list(islice(batches, size)):
         yield group
+
+
+def corpus_sha256(corpus: ConvDataset) -> str:
+    """Of the dialogues that are learnt from and measured on, as the run reads them."""
+    digest = hashlib.sha256()
+    for turns in chain(corpus.training_dialogues(), [[]], corpus.held_out_dialogues()):
+        digest.update("\n".join([*turns, "\n"]).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 def check_new_run(out: str | Path) -> None:
@@ -576,6 +635,10 @@ def read_run(out: str | Path) -> tuple[TrainConfig, dict[str, Any]]:
         if read_config(out)["training"].get("finished"):
             raise UserError(f"{out} 里的训练已经做完了；要再训练请用 --out 换一个文件夹。")
         raise UserError(f"{out} 里只有模型，没有训练的状态，不能接着训练；请用 --out 换一个文件夹重新训练。")
-    with locked(out):
-        snapshot, _ = load_snapshot(out)
+    # To lock a folder is to make it. Of several processes the first locks for all: the others would keep it out.
+    first = newest_step(out) is not None and int(os.environ.get("RANK", 0)) == 0
+    with locked(out) if first else contextlib.nullcontext():
+        snapshot, notes = load_snapshot(out)
+    for note in notes:  # not said again: what is damaged is put aside
+        print(note)
     return TrainConfig.from_mapping({**snapshot.values["config"], "out": str(out)}), snapshot.values["facts"]

@@ -1,0 +1,57 @@
+"""Muon: updates are orthogonal in blocks, whatever the gradient; what it remembers can be saved."""
+
+import torch
+
+from studytiny import DialogueModel
+from train.optimizer import block_rows, build_optimizers, load_optimizers, optimizer_tensors, orthogonalise
+
+
+def test_every_direction_of_an_update_is_about_equally_strong():
+    torch.manual_seed(0)
+    gradient = torch.randn(3, 16, 64) * torch.logspace(0, -1.5, 16)[:, None]  # some directions are 30 times stronger
+    strengths = torch.linalg.svdvals(orthogonalise(gradient))
+    assert strengths.min() > 0.15
+    assert strengths.max() < 2
+    assert torch.linalg.svdvals(gradient).max() / torch.linalg.svdvals(gradient).min() > 20
+
+
+def test_no_gradient_is_no_update():
+    assert torch.equal(orthogonalise(torch.zeros(2, 4, 8)), torch.zeros(2, 4, 8))
+
+
+def test_blocks_divide_the_rows():
+    assert [block_rows(rows) for rows in (1376, 672, 96, 191, 192, 193)] == [172, 168, 96, 191, 192, 1]
+
+
+def take_steps(model, optimizers, steps, seed):
+    torch.manual_seed(seed)
+    for _ in range(steps):
+        ids = torch.randint(model.config.vocab_size, (2, 8))
+        model(ids).logsumexp(-1).mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        model.zero_grad()
+
+
+def test_saved_optimizers_go_on_as_if_they_had_not_stopped():
+    torch.manual_seed(0)
+    straight = DialogueModel(30, 32, 4, 2)
+    optimizers = build_optimizers(straight, 1e-2, 0.01)
+    take_steps(straight, optimizers, 3, seed=1)
+    weights = {name: value.clone() for name, value in straight.state_dict().items()}
+    tensors = {name: value.clone() for name, value in optimizer_tensors(optimizers).items()}
+    take_steps(straight, optimizers, 3, seed=2)
+
+    resumed = DialogueModel(30, 32, 4, 2)
+    resumed.load_state_dict(weights)
+    fresh = build_optimizers(resumed, 1e-2, 0.01)
+    load_optimizers(fresh, tensors)
+    take_steps(resumed, fresh, 3, seed=2)
+    for name, value in straight.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_every_parameter_is_learnt_by_exactly_one_optimizer():
+    model = DialogueModel(30, 32, 4, 2)
+    learnt = [p for o in build_optimizers(model, 1e-3, 0.0) for group in o.param_groups for p in group["params"]]
+    assert sorted(map(id, learnt)) == sorted(map(id, model.parameters()))
