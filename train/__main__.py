@@ -132,7 +132,7 @@ def settings_to_resume(arguments: argparse.Namespace) -> tuple[TrainConfig, dict
     if arguments.out is None:
         raise UserError("--resume 要和 --out 一起用：请写出要接着训练的文件夹。")
     free = {"out", "resume", "threads", "device"}
-    given = [name for name, value in vars(arguments).items() if value not in (None, False) and name not in free]
+    given = [n for n, value in vars(arguments).items() if value is not None and value is not False and n not in free]
     if given:
         option = "--" + given[0].replace("_", "-")
         raise UserError(f"接着训练时不能改 {option}：设置都沿用原来的；要改请用 --out 换一个文件夹重新训练。")
