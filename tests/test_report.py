@@ -8,8 +8,9 @@ from html.parser import HTMLParser
 import pytest
 
 from studytiny import UserError
-from train import report
-from train.report import RunFacts, plot, read_facts, smooth, write_facts, write_report
+from train import curve, report
+from train.curve import plot, smooth
+from train.report import RunFacts, read_facts, write_facts, write_report
 from train.run_log import PROMPTS, RunLog
 
 EVALUATION = {
@@ -166,14 +167,14 @@ def test_labels_are_chinese_only_with_a_font_that_has_them(monkeypatch):
     latin = font_manager.findfont("DejaVu Sans")  # comes with matplotlib
 
     def listed(path):
-        entry = font_manager.FontEntry(fname=str(path), name=report.CHINESE_FONTS[0])
+        entry = font_manager.FontEntry(fname=str(path), name=curve.CHINESE_FONTS[0])
         monkeypatch.setattr(font_manager.fontManager, "ttflist", [entry])
-        return report._chinese_font()
+        return curve.chinese_font()
 
     # One that only bears the name has no Chinese characters, and one that was removed cannot be opened.
     assert listed(latin) is None
     assert listed("/nowhere/font.ttf") is None
-    monkeypatch.setattr(report, "LABELS", {"rate": ("abc", "abc")})
+    monkeypatch.setattr(curve, "LABELS", {"rate": ("abc", "abc")})
     assert listed(latin) == latin
 
 
