@@ -28,12 +28,13 @@ from studytiny.command import CommandParser, number, run_command
 from studytiny.model import DialogueModel
 from studytiny.tokenizer import Tokenizer
 from train.__main__ import GROW
+from train.config import TrainConfig, learning_rate
 from train.corpus import ConvDataset
 from train.dataset import DialogueDataset
 from train.initialise import prepare
 from train.measures import bits_per_character
 from train.sources import load_corpus
-from train.trainer import TrainConfig, TransformerTrainer, learning_rate
+from train.trainer import TransformerTrainer
 
 SLICE = 10.0  # seconds of a turn
 

@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader
 from bench.nanogpt import NanoConfig, NanoGPT, NanoTrainer, text_stream
 from studytiny.command import CommandParser, number, run_command
 from studytiny.model import DialogueModel
+from train.config import TrainConfig
 from train.dataset import IGNORED, DialogueDataset
 from train.sources import load_corpus
-from train.trainer import TrainConfig, TransformerTrainer, add_targets
+from train.trainer import TransformerTrainer, add_targets
 
 
 def matmul_rate(seconds: float = 1.0) -> float:

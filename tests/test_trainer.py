@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 from studytiny import DialogueModel, Generator, SamplingConfig, UserError, load_checkpoint
 from studytiny.checkpoint import load_folder
 from train import ConvDataset, DialogueDataset, TrainConfig, TransformerTrainer
+from train.config import learning_rate
 from train.corpus import is_held_out
 from train.snapshots import delete_snapshots, newest_step
-from train.trainer import learning_rate
 
 ROOT = Path(__file__).parent.parent
 PAIRS = [["一二三", "三二一"], ["四五", "五四"], ["六七八九", "九八七六"], ["十", "十"]] * 8

@@ -23,6 +23,7 @@ from studytiny.errors import UserError
 from studytiny.model import DialogueModel
 from studytiny.published import PublishedModel
 from train.clean import RULES, clean
+from train.config import TrainConfig
 from train.corpus import ConvDataset
 from train.dataset import DialogueDataset
 from train.evaluate import measure
@@ -31,7 +32,7 @@ from train.original_recipe import PUBLISHED, SETTINGS, PublishedDataset, Publish
 from train.report import RunFacts, write_facts, write_report
 from train.run_log import read_samples
 from train.sources import DEMO, NAMES, licence_of, load_corpus
-from train.trainer import TrainConfig, TransformerTrainer, check_new_run, read_run
+from train.trainer import TransformerTrainer, check_new_run, read_run
 
 # name -> sizes of the model, and the most entries its vocabulary may have
 PRESETS = {

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from studytiny.model import DialogueModel
 
-MUON_RATE = 8 / 3  # its learning rate in units of AdamW's
-MOMENTUM = 0.95
+MUON_RATE = 20 / 3  # its learning rate in units of AdamW's
+MOMENTUM = 0.9
 MOST_BLOCK_ROWS = 192
 # Each step takes a singular value s to a s + b s^3 + c s^5; the three together take 0.003 to 1 into 0.2 to 1.9.
 # The factors are the first of Polar Express (Amsel et al. 2025); five of Jordan's steps learnt no better.

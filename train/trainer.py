@@ -1,4 +1,4 @@
-"""TransformerTrainer: the training loop, and TrainConfig, its settings.
+"""TransformerTrainer: the training loop.
 
 Each step: read packed rows, predict the next characters, compute the loss (cross entropy, in nats per token), and let
 the optimizers change the weights. The learning rate stays at its peak for a while, then falls in a straight line to
@@ -14,10 +14,9 @@ import math
 import os
 import shlex
 import signal
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -33,100 +32,23 @@ from studytiny.errors import UserError, describe_os_error
 from studytiny.generator import Generator
 from studytiny.model import DialogueModel
 from studytiny.sampling import SamplingConfig
+from train.config import TrainConfig, learning_rate
 from train.corpus import ConvDataset
 from train.dataset import IGNORED, fold
 from train.distributed import Group
 from train.measures import bits_per_character
 from train.optimizer import build_optimizers, load_optimizers, optimizer_tensors
 from train.run_log import PROMPTS, RunLog, read_samples
+from train.signals import stop_signals
 from train.snapshots import Snapshot, delete_snapshots, load_snapshot, locked, newest_step, save_snapshot
 
 VALIDATION_DIALOGUES = 200  # enough to see where training goes; train.evaluate measures on all
 MEASUREMENTS = 10  # how often a run measures and saves, unless it is told to after so many epochs
 SAMPLE_STAGES = (1 / 3, 2 / 3, 1.0)
 LOG_STEPS = 10  # a line of metrics.jsonl each
+GROWN_COST = 1.7  # of a step with all blocks, in units of one with half of them
 MOST_BAD_STEPS = 3  # in a row, with a loss that is no number
 BAR = "{desc} {percentage:3.0f}%|{bar:30}| 已用 {elapsed}，还需 {remaining}{postfix}"
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Settings of a run; the first eight have the original README's names.
-
-    Attributes:
-        lr: peak learning rate of embeddings and gains; that of the matrices follows it, see ``train.optimizer``.
-        weight_decay: pull of the matrices towards zero, per unit of learning rate.
-        epochs: passes over the corpus; the run's length unless ``minutes`` is given.
-        grad_accum_steps: batches that share one optimizer step.
-        use_amp: compute in bfloat16 where the machine is faster that way; the weights stay float32.
-        max_grad_norm: a longer gradient is shortened to this.
-        save_every: measure and save every so many epochs; None: at ten even moments of the run.
-        batch_size: rows of a batch, for whoever builds the DataLoader.
-        minutes: time budget, measuring and saving included; None trains ``epochs`` epochs.
-        warmup: share of the run in which the learning rate rises.
-        decay: share of the run, its last, in which it falls.
-        user_share: share of the user's words that are learnt beside all of the assistant's; 0 learns replies only.
-        grow: share of the run, its first, in which only the lower half of the blocks learns; the model must have been
-            made ready for it by ``train.initialise.prepare``.
-        dropout: share of what each block adds that is left out at random; for a corpus that is seen many times.
-        patience: stop after so many measurements without an improvement; the best model is kept.
-        seed: all that is random in a run follows from it.
-        half: store the model folder's weights in bfloat16, half the size.
-        tensorboard: also write events for TensorBoard.
-        out: the model folder to write.
-    """
-
-    lr: float = 3e-3
-    weight_decay: float = 0.0
-    epochs: int = 10
-    grad_accum_steps: int = 1
-    use_amp: bool = True
-    max_grad_norm: float = 1.0
-    save_every: int | None = None
-    batch_size: int = 8
-    minutes: float | None = None
-    warmup: float = 0.01
-    decay: float = 0.6
-    user_share: float = 0.3
-    grow: float = 0.0
-    dropout: float = 0.0
-    patience: int = 3
-    seed: int = 0
-    half: bool = False
-    tensorboard: bool = False
-    out: str = "runs/studytiny"
-
-    def __post_init__(self) -> None:
-        counts = ["epochs", "grad_accum_steps", "batch_size", "patience"]
-        for name in (*counts, *(["save_every"] if self.save_every is not None else [])):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise UserError(f"训练设置 {name}={getattr(self, name)!r} 不对；应是 1 以上的整数。")
-        for name in ("lr", "max_grad_norm", *(["minutes"] if self.minutes is not None else [])):
-            value = getattr(self, name)
-            if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
-                raise UserError(f"训练设置 {name}={value!r} 不对；应是大于 0 的数。")
-        for name in ("weight_decay", "warmup", "decay", "user_share", "grow", "dropout"):
-            value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 <= value <= 1:
-                raise UserError(f"训练设置 {name}={value!r} 不对；应是 0 到 1 的数。")
-        if type(self.seed) is not int:
-            raise UserError(f"训练设置 seed={self.seed!r} 不对；应是整数。")
-
-    @classmethod
-    def from_mapping(cls, settings: Mapping[str, Any]) -> TrainConfig:
-        """From a dictionary as in the original README; its ``assistant_token_id`` is not needed any more."""
-        known = {field.name for field in fields(cls)}
-        unknown = settings.keys() - known - {"assistant_token_id"}
-        if unknown:
-            raise UserError(f"不认识的训练设置 {'、'.join(sorted(unknown))}；可用的有 {'、'.join(sorted(known))}。")
-        return cls(**{name: value for name, value in settings.items() if name in known})
-
-
-def learning_rate(progress: float, config: TrainConfig) -> float:
-    """The rate at ``progress`` (0 to 1) of the run: quickly up, level, then down in a straight line."""
-    rise = min(1.0, max(progress / config.warmup, 0.01)) if config.warmup else 1.0
-    fall = min(1.0, max(0.0, 1 - progress) / config.decay) if config.decay else 1.0
-    return config.lr * min(rise, fall)
 
 
 def bfloat16_is_faster(device: torch.device) -> bool:
@@ -158,32 +80,6 @@ def add_targets(batch: Mapping[str, Tensor], user_share: float) -> dict[str, Ten
     same_dialogue = F.pad((segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] >= 0), (0, 1))
     drawn = same_dialogue & (torch.rand(ids.shape) < user_share)
     return {**batch, "targets": torch.where((labels == IGNORED) & drawn, following, labels)}
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of them: a run stops between two steps, never within one.
-
-    A second signal is not collected but ends the program, for whoever cannot wait.
-    """
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # Python gives signals to that one only
-        yield received
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def collect(number: int, frame: object) -> None:
-        received.append(number)
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    for number in before:
-        signal.signal(number, collect)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class TransformerTrainer:
@@ -352,6 +248,8 @@ class TransformerTrainer:
             else:
                 check_new_run(out)  # another run may have come and gone since the constructor looked
             self.group.wait()
+            for half_written in out.glob(".*.tmp"):  # by a run that was killed; they would pile up
+                half_written.unlink(missing_ok=True)
             log = RunLog(out, self.steps, self.config.tensorboard)
             try:
                 with contextlib.closing(log):
@@ -442,9 +340,12 @@ class TransformerTrainer:
         self.seconds = time.monotonic() - self._clock
         steps, seconds = self._planned
         speed = (self.steps - steps) / max(1e-9, self.seconds - seconds)
-        left = self.config.minutes * 60 - self.seconds
-        total = self.steps + max(0, round(left * speed))
-        self.total_steps = int(self.group.from_first([total], self.device)[0])
+        left = max(0.0, self.config.minutes * 60 - self.seconds) * speed  # steps, if all cost what the last ones did
+        total = self.steps + left
+        if self.config.grow and self.depth < self.model.config.n_layers:
+            # left = (grow total - steps) + GROWN_COST (1 - grow) total
+            total /= self.config.grow + GROWN_COST * (1 - self.config.grow)
+        self.total_steps = int(self.group.from_first([max(self.steps, round(total))], self.device)[0])
         self._planned = (self.steps, self.seconds)
 
     def _count(self, loss: float) -> None:
