@@ -7,7 +7,7 @@ ten times), waits for a save to begin, kills the process at a random moment of i
 
 - the model folder loads,
 - the newest state loads, without having to fall back to the one before,
-- it is that of the last acknowledged save or of the one that was being made,
+- it is the newest that was there before, acknowledged or not, or the one that was being saved,
 - its log leads up to that save, no line missing or there twice.
 
 Every tenth round the command itself, in a process of its own and with nothing changed, goes on from there, and is
@@ -25,6 +25,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from itertools import pairwise
@@ -54,6 +55,8 @@ def train(arguments: list[str], sender: Connection) -> None:
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
+    # Its own lock is the system's, to be cleaned up; who is killed cannot.
+    trainer_module.tqdm.set_lock(threading.RLock())
     trainer_module.MEASUREMENTS = 10**9
     save, save_state = trainer_module.TransformerTrainer.save, trainer_module.save_snapshot
 
@@ -92,6 +95,7 @@ class Faults:
         self.failures: list[str] = []
         self.durations: list[float] = []  # seconds of whole saves
         self.acknowledged = 0  # the step of the last save that was said to be done
+        self.found = 0  # the step of the newest state; its save may have been killed before it could say so
         self.saves = 0
         self.resumed = 0
 
@@ -118,7 +122,7 @@ class Faults:
             if told == BEGUN:
                 begun, started = step, time.perf_counter()
             elif told == DONE:
-                self.acknowledged = step
+                self.acknowledged = self.found = step
                 self.saves += 1
                 self.durations.append(time.perf_counter() - started)
                 whole -= 1
@@ -139,7 +143,7 @@ class Faults:
             while True:
                 listen()
         receiver.close()
-        self.moments[self._moment(told)] += 1
+        self.moments[self._moment(told)] += 1  # each run removes what the one before left half-written
         self.check(begun)
 
     def _moment(self, told: str) -> str:
@@ -158,8 +162,9 @@ class Faults:
             snapshot, notes = load_snapshot(self.out)
             self.failures += notes
             step = snapshot.values["steps"]
-            if step not in (self.acknowledged, begun):
-                self.failures.append(f"第 {self.acknowledged} 步报告存好了，磁盘上却是第 {step} 步")
+            if step not in (self.found, begun):
+                self.failures.append(f"磁盘上有过第 {self.found} 步，又开始存第 {begun} 步，现在却是第 {step} 步")
+            self.found = step
             if self.acknowledged:
                 load_folder(self.out, "cpu")
                 saved = read_config(self.out)["training"]["steps"]
@@ -198,7 +203,7 @@ class Faults:
             self.failures.append(f"从第 {before} 步接着训练没有成功（{process.returncode}）：{printed[-300:]}")
             return
         self.resumed += 1
-        self.acknowledged = after
+        self.acknowledged = self.found = after
 
     def _last_line(self) -> tuple[int, float] | None:
         lines = read_metrics(self.out)[0]

@@ -57,7 +57,7 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path):
 
 
 def test_every_batch_of_an_epoch_is_learnt_from(tmp_path):
-    trainer = make_trainer(tmp_path, batch_size=1, grad_accum_steps=3, epochs=2)
+    trainer = make_trainer(tmp_path, batch_size=1, grad_accum_steps=3, epochs=2, patience=99)
     rows = len(trainer.train_loader)
     assert rows % 3
     trainer.train()

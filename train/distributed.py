@@ -71,6 +71,12 @@ class Group:
         for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
+    def same_weights(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Gives every process the weights of process 0: those it drew itself may differ in the last bit."""
+        if self.size > 1:
+            for parameter in parameters:
+                dist.broadcast(parameter.data, 0)
+
     def from_first(self, values: Iterable[float], device: torch.device) -> list[float]:
         """The values of process 0, so that all decide alike."""
         return self.add([value if self.rank == 0 else 0.0 for value in values], device)

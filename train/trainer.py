@@ -265,6 +265,7 @@ class TransformerTrainer:
         silent = {"disable": True} if self.group.rank > 0 else {}  # left out, it is TQDM_DISABLE's to say
         total = self.total_steps or None
         bar = tqdm(total=total, initial=self.steps, desc="训练", bar_format=BAR, mininterval=0.5, **silent)
+        self.group.same_weights(self.model.parameters())
         with bar:
             for batches in self._batches():
                 if self._is_over():
