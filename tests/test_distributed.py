@@ -112,7 +112,7 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     assert [step for step, _ in together] == [step for step, _ in losses(tmp_path / "alone")]
     for (step, loss), (_, expected) in zip(together, losses(tmp_path / "alone"), strict=True):
         # Sums in another order differ in the last bit, and training makes that grow.
-        assert loss == pytest.approx(expected, rel=1e-5 if step <= 12 else 1e-2)
+        assert loss == pytest.approx(expected, rel=1e-5 if step <= 8 else 1e-2)
 
     [first, second] = [(tmp_path / f"{rank}.txt").read_text(encoding="utf-8").split() for rank in (0, 1)]
     assert first == second  # both processes hold the same weights, to the bit
