@@ -17,6 +17,15 @@ from studytiny.errors import UserError
 from train.dataset import IGNORED
 
 
+def own_device(device: torch.device) -> torch.device:
+    """The GPU of this process: those that torchrun starts on one machine take one each. Other devices are shared."""
+    if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
+        return device
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    return device
+
+
 class Group:
     """This process and the others.
 

@@ -35,7 +35,7 @@ from studytiny.sampling import SamplingConfig
 from train.config import TrainConfig, learning_rate
 from train.corpus import ConvDataset
 from train.dataset import IGNORED, fold
-from train.distributed import Group
+from train.distributed import Group, own_device
 from train.measures import bits_per_character
 from train.optimizer import build_optimizers, load_optimizers, optimizer_tensors
 from train.run_log import PROMPTS, RunLog, read_samples
@@ -106,7 +106,7 @@ class TransformerTrainer:
                 there is nothing to resume in it.
         """
         self.config = config if isinstance(config, TrainConfig) else TrainConfig.from_mapping(config)
-        self.device = torch.device(device)
+        self.device = own_device(torch.device(device))
         self.group = Group.from_environment(self.device)
         self.model = model.to(self.device)
         self.train_loader = train_loader
