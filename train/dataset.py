@@ -21,6 +21,11 @@ IGNORED = -100  # the label that cross_entropy skips
 BLOCK = 64  # short dialogues keep within blocks of so many places; see fold
 
 
+def nothing_to_learn(corpus: ConvDataset) -> UserError:
+    """What to tell a user whose corpus has no label for the model."""
+    return UserError(f"{corpus.file_path} 里没有可学的回答（去掉留作测试的部分之后）；请换一个更大的语料。")
+
+
 def label_of(encoded: EncodedDialogue, index: int) -> int:
     """What the model should say after token ``index``: the next token if that is the assistant's to write."""
     following = index + 1
@@ -113,9 +118,7 @@ class DialogueDataset(Dataset):
             encoded = tokenizer.encode_dialogue(to_messages(turns))
             parts.extend(part for part in pieces(encoded, max_length) if any(label != IGNORED for label in part[1]))
         if not parts:
-            raise UserError(
-                f"{conv_dataset.file_path} 里没有可学的回答（去掉留作测试的部分之后）；请换一个更大的语料。"
-            )
+            raise nothing_to_learn(conv_dataset)
         # Neighbours in the file should not always share a row; the longest first, so that short ones fill the gaps.
         random.Random(seed).shuffle(parts)
         parts.sort(key=lambda part: -len(part[0]))

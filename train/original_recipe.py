@@ -31,7 +31,7 @@ from torch.utils.data import Dataset
 from studytiny.errors import UserError
 from studytiny.tokenizer import END_ID, PAD_ID, EncodedDialogue, Tokenizer
 from train.corpus import ConvDataset, to_messages
-from train.dataset import IGNORED
+from train.dataset import IGNORED, nothing_to_learn
 from train.trainer import TransformerTrainer
 
 PUBLISHED = "published"  # the preset's name
@@ -115,9 +115,7 @@ class PublishedDataset(Dataset):
         self.tokens = len(ids)
         self.labels = len(labels) - labels.count(IGNORED)
         if not self.labels:
-            raise UserError(
-                f"{conv_dataset.file_path} 里没有可学的回答（去掉留作测试的部分之后）；请换一个更大的语料。"
-            )
+            raise nothing_to_learn(conv_dataset)
         self._ids, self._labels = torch.frombuffer(ids, dtype=torch.int32), torch.frombuffer(labels, dtype=torch.int32)
 
     def __len__(self) -> int:
