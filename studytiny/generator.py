@@ -2,134 +2,101 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from studytiny.checkpoint import Model
+from studytiny.engine import make_engine
 from studytiny.errors import UserError
-from studytiny.sampling import SamplingConfig, draw, shape_logits
-from studytiny.tokenizer import END_ID, SPECIAL_TOKENS, TURN_OVERHEAD, Message, Tokenizer
+from studytiny.precision import choose_precision
+from studytiny.sampling import SamplingConfig
+from studytiny.scheduler import Candidate, Conversation, GeneratorBusy, GeneratorClosed, Reply, Scheduler, Step
+from studytiny.tokenizer import TURN_OVERHEAD, Message, Tokenizer
 
-PRECISIONS = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One possible next character.
-
-    Attributes:
-        token_id: its id; ``text`` is the character, or the name of a special token.
-        raw_probability: as the model gave it.
-        probability: after repetition penalty, temperature, top-k and top-p: what was drawn from.
-    """
-
-    token_id: int
-    text: str
-    raw_probability: float
-    probability: float
-
-
-@dataclass(frozen=True)
-class Step:
-    """One character of a reply: ``text`` is what it adds; ``candidates`` only when asked for, most probable first."""
-
-    text: str
-    token_id: int
-    candidates: tuple[Candidate, ...] = ()
+__all__ = ["Candidate", "Generator", "GeneratorBusy", "GeneratorClosed", "Reply", "Step", "check_messages"]
 
 
 class Generator:
-    """Answers conversations with one model. Safe to use from several threads: each reply has its own state."""
+    """Answers conversations with one model, many at once, from any number of threads.
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, precision: str = "auto") -> None:
+    A reply depends on its messages, its settings and its seed, never on what else is being answered.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        precision: str = "auto",
+        max_running: int = 32,
+        max_waiting: int = 64,
+    ) -> None:
         """
         Args:
             model: from ``load_model``; its device is used.
             tokenizer: the model's own.
-            precision: of the computation: ``float32`` (``auto`` means this for now) or ``bfloat16``.
+            precision: ``float32``, ``bfloat16``, ``float16`` or ``int8``; ``auto`` takes what is fastest on this device
+                and says the same, see ``studytiny.precision``.
+            max_running: most conversations answered at once.
+            max_waiting: most conversations that wait while so many are; the next one is turned away.
 
         Raises:
             UserError: unknown precision, or a vocabulary of another size than the model's.
         """
-        if precision not in PRECISIONS:
-            raise UserError(f"不认识的精度 {precision!r}；可以用 {'、'.join(PRECISIONS)}。")
         if tokenizer.vocab_size != model.config.vocab_size:
             raise UserError(
                 f"词表有 {tokenizer.vocab_size} 项，模型是按 {model.config.vocab_size} 项建的；两者必须是同一套。"
             )
-        dtype = PRECISIONS[precision]
-        model = model.eval()
-        if next(model.parameters()).dtype != dtype:
-            model = copy.deepcopy(model).to(dtype)  # the caller's model keeps its own precision
-        self.model = model
+        self.model = model.eval()
         self.tokenizer = tokenizer
-        # Added to the logits: a reply holds characters and, at its end, <|end|>; no other special token, ever.
-        forbidden = torch.zeros(tokenizer.vocab_size)
-        forbidden[: len(SPECIAL_TOKENS)] = -math.inf
-        self._never_first = forbidden.clone()  # nor may <|end|> come first: a reply is never empty
-        forbidden[END_ID] = 0
-        self._never = forbidden
+        self.precision = choose_precision(precision, model)
+        window = model.config.max_length if model.has_window else math.inf
+        engine = make_engine(model, self.precision, max_running)
+        self._scheduler = Scheduler(engine, tokenizer, window, max_running, max_waiting)
 
     def stream(
-        self, messages: Sequence[Message], sampling: SamplingConfig | None = None, n_candidates: int = 0
-    ) -> Iterator[Step]:
-        """Yields the reply to ``messages`` one character at a time; closing the iterator stops the work.
+        self,
+        messages: Sequence[Message],
+        sampling: SamplingConfig | None = None,
+        n_candidates: int = 0,
+        caller: str = "",
+    ) -> Reply:
+        """Starts the reply to ``messages`` and yields it one character at a time; closing the iterator stops the work.
 
         Args:
             messages: ``[{"role": "user" | "assistant", "content": str}, ...]``, the last one the user's. When they
                 outgrow the window, whole turns are left out, oldest first.
             sampling: the settings; None takes the defaults.
             n_candidates: how many of the most probable next characters each Step tells about.
+            caller: who asks. Where conversations wait, each caller is served in turn, however many it sends.
 
         Raises:
             UserError: before the first Step: no message to answer, or one that does not fit the window.
+            GeneratorBusy, GeneratorClosed (UserErrors): too many wait already; ``close`` was called.
         """
-        # Checked here and now, not when the caller first asks the iterator for a step.
         sampling = sampling or SamplingConfig()
         prompt = self._prompt(messages, sampling.max_new_tokens)
-        return self._steps(prompt, sampling, n_candidates)
+        return self._scheduler.submit(Conversation(prompt, sampling, n_candidates, caller))
 
-    def _steps(self, prompt: list[int], sampling: SamplingConfig, n_candidates: int) -> Iterator[Step]:
-        random = torch.Generator()
-        if sampling.seed is None:
-            random.seed()
-        else:
-            random.manual_seed(sampling.seed)
-        cache = self.model.new_cache()
-        reply: list[int] = []
-        unread = prompt
-        while len(reply) < sampling.max_new_tokens and not cache.full:
-            raw = self.model.next_logits(unread, cache).float().cpu()
-            shaped = shape_logits(raw + (self._never if reply else self._never_first), reply, sampling)
-            token_id = draw(shaped, random)
-            if token_id == END_ID:
-                return
-            reply.append(token_id)
-            unread = [token_id]
-            candidates = self._candidates(raw, shaped, n_candidates) if n_candidates else ()
-            yield Step(self.tokenizer.decode(unread), token_id, candidates)
-
-    def reply(self, messages: Sequence[Message], sampling: SamplingConfig | None = None) -> str:
+    def reply(self, messages: Sequence[Message], sampling: SamplingConfig | None = None, caller: str = "") -> str:
         """The whole reply; see ``stream``."""
-        return "".join(step.text for step in self.stream(messages, sampling))
+        return "".join(step.text for step in self.stream(messages, sampling, caller=caller))
 
+    @torch.inference_mode()
     def logits(self, messages: Sequence[Message]) -> Tensor:
-        """Logits (vocab_size,) in float32, on the CPU, of the first character of the reply to ``messages``."""
-        prompt = self._prompt(messages, SamplingConfig().max_new_tokens)
-        return self.model.next_logits(prompt, self.model.new_cache()).float().cpu()
+        """Logits (vocab_size,) in float32, on the CPU, of the first character of the reply to ``messages``.
 
-    def _candidates(self, raw: Tensor, shaped: Tensor, count: int) -> tuple[Candidate, ...]:
-        raw_probabilities, probabilities = raw.softmax(0), shaped.softmax(0)
-        best = raw_probabilities.topk(min(count, raw.numel())).indices.tolist()
-        return tuple(
-            Candidate(index, self.tokenizer.token(index), raw_probabilities[index].item(), probabilities[index].item())
-            for index in best
-        )
+        They are the model's own, before ``precision`` rounds anything: for tests and lessons.
+        """
+        prompt = self._prompt(messages, SamplingConfig().max_new_tokens)
+        hidden = self.model.next_hidden([prompt], self.model.new_cache(), [0], [0])
+        return self.model.unembed(hidden[0]).float().cpu()
+
+    def close(self) -> None:
+        """Stops every reply, tells its readers, and gives back what the generator holds; no question may follow."""
+        self._scheduler.close()
 
     def _prompt(self, messages: Sequence[Message], max_new_tokens: int) -> list[int]:
         """Ids of as many of the latest turns as fit, ending in the mark that asks for a reply."""

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -120,25 +121,58 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 
 class KVCache:
-    """Keys and values of the tokens read so far, so that each new token is computed once."""
+    """Keys and values of all that each conversation has read, so that a token is computed once.
 
-    def __init__(self, config: ModelConfig, rows: int, device: torch.device, dtype: torch.dtype) -> None:
-        # (key or value, layer, B, H, max_length, K)
-        shape = (2, config.n_layers, rows, config.n_head, config.max_length, config.d_model // config.n_head)
-        self.keys, self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.length = 0
+    Every conversation owns a slot. A forward pass continues some of them (``at``), each from its own place.
+    """
 
-    @property
-    def full(self) -> bool:
-        """True when the window holds no further token."""
-        return self.length >= self.keys.shape[3]
+    def __init__(self, config: ModelConfig, slots: int, device: torch.device, dtype: torch.dtype) -> None:
+        # (layer, slot, H, max_length, K)
+        shape = (config.n_layers, slots, config.n_head, config.max_length, config.d_model // config.n_head)
+        # By way of NumPy, which leaves it to the system to hand out zeros where something is written at last.
+        lazy = device.type == "cpu" and dtype == torch.float32
+        self.keys, self.values = (
+            torch.from_numpy(np.zeros(shape, np.float32)) if lazy else torch.zeros(shape, device=device, dtype=dtype)
+            for _ in range(2)
+        )
+
+    def at(self, slots: list[int], starts: list[int], length: int) -> CacheRows:
+        """The view of a pass whose row i reads ``length`` tokens more of slots[i], the first one at starts[i]."""
+        device = self.keys.device
+        end = max(starts) + length
+        if end > self.keys.shape[3]:
+            raise ValueError(f"{end} tokens do not fit the window of {self.keys.shape[3]}")
+        positions = torch.tensor(starts, device=device).unsqueeze(1) + torch.arange(length, device=device)
+        index = torch.tensor(slots, device=device)
+        # Neighbouring slots are read in place; scattered ones must be copied together first.
+        together = slots == list(range(slots[0], slots[0] + len(slots)))
+        rows = slice(slots[0], slots[0] + len(slots)) if together else index
+        # Without a mask every row sees all there is, or, from the very beginning on, what stands before each token.
+        same = min(starts) == max(starts)
+        return CacheRows(self, index, rows, positions, end, masked=not (same and (length == 1 or starts[0] == 0)))
+
+
+class CacheRows:
+    """The part of a KVCache that one forward pass continues: B conversations, T new tokens each."""
+
+    def __init__(
+        self, cache: KVCache, index: Tensor, rows: Tensor | slice, positions: Tensor, end: int, masked: bool
+    ) -> None:
+        """``index`` (B,): the slots, and ``rows`` the same for reading; ``positions`` (B, T): places of the new tokens;
+        ``end``: places to attend to, those beyond a token's own ``masked``."""
+        self.cache, self.index, self.rows, self.positions, self.end = cache, index, rows, positions, end
+        self.mask = None
+        if masked:
+            seen = torch.arange(end, device=positions.device) <= positions.unsqueeze(-1)
+            self.mask = seen.unsqueeze(1)  # (B, 1, T, end), shared by the heads
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores new keys and values (B, H, T, K) behind the old ones; returns all of them, (B, H, length + T, K)."""
-        end = self.length + keys.shape[2]
-        self.keys[layer, :, :, self.length : end] = keys
-        self.values[layer, :, :, self.length : end] = values
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        """Stores new keys and values (B, H, T, K) behind the old ones; returns all of them, (B, H, end, K)."""
+        place = (self.index.unsqueeze(1), slice(None), self.positions)  # addresses (B, T, H, K)
+        both = ((self.cache.keys[layer], keys), (self.cache.values[layer], values))
+        for stored, new in both:
+            stored[place] = new.transpose(1, 2).to(stored.dtype)
+        return tuple(stored[self.rows, :, : self.end] for stored, _ in both)
 
 
 class Attention(nn.Module):
@@ -156,7 +190,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(head_size, config.norm_eps)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, layer: int, cache: KVCache | None
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, layer: int, memory: CacheRows | None
     ) -> Tensor:
         rows, length, _ = x.shape
 
@@ -166,8 +200,8 @@ class Attention(nn.Module):
         queries = rotate(self.q_norm(heads(self.q_proj(x))).transpose(1, 2), *rotary)  # (B, H, T, K)
         keys = rotate(self.k_norm(heads(self.k_proj(x))).transpose(1, 2), *rotary)
         values = heads(self.v_proj(x)).transpose(1, 2)
-        if cache is not None:
-            keys, values = cache.extend(layer, keys, values)
+        if memory is not None:
+            keys, values = memory.extend(layer, keys, values)
         # softmax(q k^T / sqrt(K)) v. Without a mask given, a query sees its own place and everything before it.
         if mask is not None and mask.dtype != torch.bool:
             scores = queries @ keys.transpose(-1, -2) / self.head_size**0.5 + mask
@@ -203,9 +237,9 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(0.0)  # training on a small corpus sets its share, see train.trainer
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, layer: int, cache: KVCache | None
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, layer: int, memory: CacheRows | None
     ) -> Tensor:
-        x = x + self.dropout(self.self_attn(self.input_layernorm(x), rotary, mask, layer, cache))
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), rotary, mask, layer, memory))
         return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
 
 
@@ -214,6 +248,7 @@ class DialogueModel(nn.Module):
 
     architecture = "studytiny"
     config_class = ModelConfig
+    has_window = True  # it cannot read on where max_length ends
 
     def __init__(self, vocab_size: int, d_model: int = 512, n_head: int = 8, n_layers: int = 4, **more: float) -> None:
         """``more``: the other fields of ModelConfig, e.g. ``max_length=512``."""
@@ -248,46 +283,48 @@ class DialogueModel(nn.Module):
     def device(self) -> torch.device:
         return self.embed_tokens.weight.device
 
-    def hidden_states(self, ids: Tensor, segments: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def hidden_states(self, ids: Tensor, segments: Tensor | None = None, memory: CacheRows | None = None) -> Tensor:
         """ids (B, T) -> vectors (B, T, D) from which ``unembed`` predicts the next token at each place.
 
         Args:
             segments: (B, T) whole numbers; a token sees only tokens of its own number, so that several dialogues can
                 share a row in training without reading each other.
-            cache: what was read before; its length grows by T.
+            memory: what each row has read before; keys and values of the new tokens are added to it.
 
         Raises:
             ValueError: more tokens than the window holds.
         """
-        start = cache.length if cache is not None else 0
-        end = start + ids.shape[1]
-        if end > self.config.max_length:
-            raise ValueError(f"{end} tokens do not fit the window of {self.config.max_length}")
+        length = ids.shape[1]
+        if length > self.config.max_length:
+            raise ValueError(f"{length} tokens do not fit the window of {self.config.max_length}")
         x = self.embed_tokens(ids)  # (B, T, D)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        rotary = (self.rotary_cosine[start:end].to(x.dtype), self.rotary_sine[start:end].to(x.dtype))  # each (T, K)
-        mask = None
+        if memory is None:
+            rotary = (self.rotary_cosine[:length], self.rotary_sine[:length])  # each (T, K)
+        else:
+            rotary = (
+                self.rotary_cosine[memory.positions].unsqueeze(1),
+                self.rotary_sine[memory.positions].unsqueeze(1),
+            )
+        rotary = (rotary[0].to(x.dtype), rotary[1].to(x.dtype))
+        mask = memory.mask if memory is not None else None
         if segments is not None:
             same = segments[:, :, None] == segments[:, None, :]  # (B, T, T)
             mask = same.tril().unsqueeze(1)  # (B, 1, T, T), shared by the heads
             if x.device.type == "cpu":
                 mask = torch.zeros_like(mask, dtype=x.dtype).masked_fill_(~mask, -torch.inf)
-        elif start > 0 and ids.shape[1] > 1:
-            mask = torch.ones(ids.shape[1], end, dtype=torch.bool, device=ids.device).tril(start)  # (T, end)
         for layer, block in enumerate(islice(self.layers, self.depth)):
-            x = block(x, rotary, mask, layer, cache)
-        if cache is not None:
-            cache.length = end
+            x = block(x, rotary, mask, layer, memory)
         return self.norm(x)
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """(..., D) -> logits (..., V): how well each token's own embedding fits the vector."""
         return F.linear(hidden, self.embed_tokens.weight)
 
-    def forward(self, ids: Tensor, segments: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(self, ids: Tensor, segments: Tensor | None = None) -> Tensor:
         """ids (B, T) -> logits (B, T, V); see ``hidden_states`` for the arguments."""
-        return self.unembed(self.hidden_states(ids, segments, cache))
+        return self.unembed(self.hidden_states(ids, segments))
 
     # What generator and evaluation need of any architecture.
 
@@ -295,12 +332,12 @@ class DialogueModel(nn.Module):
         """ids (B, T) -> logits (B, T, V), no row influencing another: simply ``forward``."""
         return self(ids)
 
-    def new_cache(self) -> KVCache:
-        """An empty memory for one conversation."""
-        return KVCache(self.config, 1, self.device, self.embed_tokens.weight.dtype)
+    def new_cache(self, slots: int = 1) -> KVCache:
+        """An empty memory for ``slots`` conversations."""
+        return KVCache(self.config, slots, self.device, self.embed_tokens.weight.dtype)
 
-    @torch.inference_mode()
-    def next_logits(self, ids: list[int], cache: KVCache) -> Tensor:
-        """Reads ``ids`` behind what ``cache`` holds; returns the logits (V,) of the token that follows."""
-        hidden = self.hidden_states(torch.tensor([ids], device=self.device), cache=cache)
-        return self.unembed(hidden[0, -1])
+    def next_hidden(self, ids: list[list[int]], cache: KVCache, slots: list[int], starts: list[int]) -> Tensor:
+        """Reads ``ids`` (B lists of T tokens), row i as continuation of slots[i] from place starts[i]; returns the
+        vectors (B, D) behind the last ones, for ``unembed``."""
+        memory = cache.at(slots, starts, len(ids[0]))
+        return self.hidden_states(torch.tensor(ids, device=self.device), memory=memory)[:, -1]

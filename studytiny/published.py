@@ -5,7 +5,8 @@ it attends between the rows of a batch, place by place, and never from one chara
 row there is nothing to attend to: a softmax over one entry is 1, attention is out_proj(v_proj(x)), and the whole model
 is a map from (last character, role, position) to the next character. That is why it answers without context.
 
-Serving uses just that map (``next_logits``): exact, cheap, and independent of whoever else is being served.
+Serving uses just that map (``next_hidden``): exact, one matrix product for everybody who is being served, and nobody's
+reply depends on who else that is.
 
 Shapes in comments: B rows, T tokens, D d_model, V vocabulary.
 """
@@ -73,14 +74,11 @@ class PublishedBlock(nn.Module):
         return self.norm2(x + self.ffn(x))
 
 
-class Place:
-    """All that the published model remembers of a conversation: how long it is and whether a reply has begun."""
+class Roles:
+    """All that the published model must remember of a conversation: whether a reply has begun (1) or not yet (0)."""
 
-    full = False  # past the window the position just stays the last one
-
-    def __init__(self) -> None:
-        self.length = 0
-        self.role = 0
+    def __init__(self, slots: int) -> None:
+        self.role = [0] * slots
 
 
 class PublishedModel(nn.Module):
@@ -88,6 +86,7 @@ class PublishedModel(nn.Module):
 
     architecture = "published"
     config_class = PublishedConfig
+    has_window = False  # past its last position it goes on with that one
 
     def __init__(
         self, vocab_size: int, d_model: int = 512, n_head: int = 8, n_layers: int = 4, max_length: int = 256
@@ -130,22 +129,31 @@ class PublishedModel(nn.Module):
         x = self.token_embed(ids) + self.role_embed(published_roles(ids))
         return x + self.position_encoding[: ids.shape[1]]
 
-    def new_cache(self) -> Place:
-        """An empty memory for one conversation."""
-        return Place()
+    def new_cache(self, slots: int = 1) -> Roles:
+        """An empty memory for ``slots`` conversations."""
+        return Roles(slots)
 
-    @torch.inference_mode()
-    def next_logits(self, ids: list[int], cache: Place) -> Tensor:
-        """Reads ``ids`` behind what ``cache`` stands for; returns the logits (V,) of the token that follows.
+    def next_hidden(self, ids: list[list[int]], cache: Roles, slots: list[int], starts: list[int]) -> Tensor:
+        """Reads ``ids`` (B lists of any length), row i as continuation of slots[i] from place starts[i]; returns the
+        vectors (B, D) behind the last ones, for ``unembed``.
 
-        Only the last id is computed: no other can reach the result. Past the window the position stays the last one,
-        as it does when the original's window slides.
+        Only the last id of each is computed: no other can reach the result. Past the window the position stays the
+        last one, as it does when the original's window slides.
         """
-        cache.length += len(ids)
-        cache.role = int(cache.role or ASSISTANT_ID in ids)
-        position = min(cache.length, self.config.max_length) - 1
-        x = self.token_embed.weight[ids[-1]] + self.role_embed.weight[cache.role]
-        x = x + self.position_encoding[position]  # (D,)
+        for slot, start, new in zip(slots, starts, ids, strict=True):
+            begun = cache.role[slot] if start > 0 else 0
+            cache.role[slot] = int(begun or ASSISTANT_ID in new)
+        ends = [start + len(new) - 1 for start, new in zip(starts, ids, strict=True)]
+
+        def tensor(numbers: list[int]) -> Tensor:  # (B,)
+            return torch.tensor(numbers, device=self.device)
+
+        x = self.token_embed(tensor([new[-1] for new in ids])) + self.role_embed(tensor([cache.role[i] for i in slots]))
+        x = x + self.position_encoding[tensor(ends).clamp(max=self.config.max_length - 1)]  # (B, D)
         for layer in self.encoder_layers:
             x = layer.alone(x)
-        return self.lm_head(x)
+        return x
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> logits (..., V)."""
+        return self.lm_head(hidden)

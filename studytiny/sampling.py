@@ -1,6 +1,7 @@
 """How the next character is chosen: repetition penalty -> temperature -> top-k -> top-p -> draw.
 
-Each stage is a pure function from logits (V,) to logits (V,); -inf means "never".
+Each stage is a pure function on the last axis of its tensors: one conversation is (V,), and R conversations with
+settings of their own are (R, V) with settings (R, 1). -inf means "never".
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from studytiny.errors import UserError
+from studytiny.tokenizer import PAD_ID
 
 MAX_NEW_TOKENS = 2048
 MAX_SEED = 2**63 - 1
@@ -64,55 +66,75 @@ def _check_whole(name: str, value: object, low: int, high: int) -> None:
         raise UserError(f"{name} 应是 {low} 到 {high} 的整数，收到的是 {value!r}。")
 
 
-def penalize_repetition(logits: Tensor, seen_ids: Sequence[int], penalty: float) -> Tensor:
-    """Makes every token of ``seen_ids`` less likely, once: a positive logit is divided by ``penalty``, a negative one
-    multiplied (CTRL, Keskar et al. 2019). Dividing negative ones too would make them *more* likely."""
-    if penalty == 1 or not seen_ids:
-        return logits
-    index = torch.tensor(sorted(set(seen_ids)), device=logits.device)
-    seen = logits[index]
-    return logits.index_copy(0, index, torch.where(seen > 0, seen / penalty, seen * penalty))
+def penalize_repetition(logits: Tensor, seen: Tensor, penalty: Tensor | float) -> Tensor:
+    """Makes every token of ``seen`` (..., n) less likely, once: a positive logit is divided by ``penalty``, a negative
+    one multiplied (CTRL, Keskar et al. 2019). Dividing negative ones too would make them *more* likely."""
+    values = logits.gather(-1, seen)
+    return logits.scatter(-1, seen, torch.where(values > 0, values / penalty, values * penalty))
 
 
-def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
+def apply_temperature(logits: Tensor, temperature: Tensor | float) -> Tensor:
     """Sharpens (below 1) or flattens (above 1) the distribution; ``temperature`` must be above 0."""
     return logits / temperature
 
 
-def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Forbids all but the k best; 0 keeps all (Fan et al. 2018)."""
-    if k == 0 or k >= logits.numel():
-        return logits
-    best = logits.topk(k)
-    return torch.full_like(logits, -math.inf).index_copy(0, best.indices, best.values)
+def keep_top_k(ordered: Tensor, k: Tensor | int) -> Tensor:
+    """Forbids all but the k best of logits that stand in falling order (Fan et al. 2018)."""
+    return ordered.masked_fill(torch.arange(ordered.shape[-1], device=ordered.device) >= k, -math.inf)
 
 
-def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Forbids all but the fewest best whose probabilities sum to at least ``p``; the best one always stays
-    (nucleus sampling, Holtzman et al. 2020)."""
-    if p == 1:
-        return logits
-    ordered = logits.sort(descending=True)
-    probabilities = ordered.values.softmax(0)
-    beyond = probabilities.cumsum(0) - probabilities >= p  # what stands before a token already reaches p
-    return logits.index_fill(0, ordered.indices[beyond], -math.inf)
+def keep_top_p(ordered: Tensor, p: Tensor | float) -> Tensor:
+    """Forbids all but the fewest best of logits in falling order whose probabilities sum to at least ``p``; the best
+    one always stays (nucleus sampling, Holtzman et al. 2020)."""
+    probabilities = ordered.softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities
+    # Rounding may bring a sum to 1 too early, and p = 1 forbids nothing.
+    return ordered.masked_fill((before >= p) & (torch.as_tensor(p) < 1), -math.inf)
 
 
-def shape_logits(logits: Tensor, reply_ids: Sequence[int], config: SamplingConfig) -> Tensor:
-    """All stages before the draw. Greedy (temperature 0) leaves only the best token.
+def shape_logits(logits: Tensor, replies: Sequence[Sequence[int]], configs: Sequence[SamplingConfig]) -> Shaped:
+    """All stages before the draw, for R conversations at once: logits (R, V) -> the best of each row, (R, k).
 
-    ``reply_ids`` are the reply's characters so far. The user's own words are not penalised: a good answer often
+    ``replies`` are the replies' characters so far. The user's own words are not penalised: a good answer often
     repeats them, a name for instance.
     """
-    logits = penalize_repetition(logits, reply_ids, config.repetition_penalty)
-    if config.temperature == 0:
-        return keep_top_k(logits, 1)
-    logits = apply_temperature(logits, config.temperature)
-    return keep_top_p(keep_top_k(logits, config.top_k), config.top_p)
+    size = logits.shape[-1]
+    if any(replies):
+        longest = max(len(reply) for reply in replies)
+        # Shorter ones are filled up with a token that is never drawn, where the penalty does no harm.
+        seen = torch.tensor([[*reply, *[PAD_ID] * (longest - len(reply))] for reply in replies], device=logits.device)
+        logits = penalize_repetition(logits, seen, _column(logits, [config.repetition_penalty for config in configs]))
+    k = [1 if config.temperature == 0 else min(config.top_k or size, size) for config in configs]
+    # Top-k before temperature, which does not change the order: what follows has k entries instead of V. They are
+    # float64 so that a sum does not depend on how many entries other conversations ask for.
+    best = logits.topk(max(k))
+    ordered = apply_temperature(best.values.double(), _column(best.values, [c.temperature or 1 for c in configs]))
+    if min(k) < max(k):
+        ordered = keep_top_k(ordered, _column(ordered, k))
+    if any(config.top_p < 1 for config in configs):
+        ordered = keep_top_p(ordered, _column(ordered, [config.top_p for config in configs]))
+    return Shaped(ordered, best.indices)
 
 
-def draw(logits: Tensor, random: torch.Generator) -> int:
-    """Draws one token id with the probabilities softmax(logits)."""
-    allowed = torch.isfinite(logits).nonzero().squeeze(1)  # drawing among the few allowed is 10 times faster
-    choice = torch.multinomial(logits[allowed].softmax(0), 1, generator=random)
-    return int(allowed[choice])
+@dataclass(frozen=True)
+class Shaped:
+    """The tokens that may be drawn: ``logits`` (R, k) in falling order, and which token each one is, ``ids`` (R, k)."""
+
+    logits: Tensor
+    ids: Tensor
+
+
+def _column(like: Tensor, values: Sequence[float]) -> Tensor:  # (R, 1)
+    return torch.tensor(values, device=like.device, dtype=like.dtype).unsqueeze(-1)
+
+
+def draw(shaped: Shaped, uniform: Sequence[float]) -> list[int]:
+    """One token id a row, drawn with the probabilities softmax(logits).
+
+    ``uniform``: a random number from [0, 1) for each row. It falls into one of the intervals that the probabilities,
+    laid end to end, make of the line from 0 to 1.
+    """
+    ends = shaped.logits.softmax(-1).cumsum(-1)
+    place = (ends <= _column(ends, uniform) * ends[..., -1:]).sum(-1)
+    last = torch.isfinite(shaped.logits).sum(-1) - 1  # rounding must not lead beyond what is allowed
+    return shaped.ids.gather(-1, torch.minimum(place, last).unsqueeze(-1)).squeeze(-1).tolist()

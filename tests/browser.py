@@ -35,13 +35,13 @@ _RUNNER = """
 import runpy, sys, time
 from pathlib import Path
 sys.path.insert(0, {repository!r})
-import studytiny.generator, studytiny.hub
+import studytiny.scheduler, studytiny.hub
 studytiny.hub.BUNDLED_FOLDER = Path({bundled!r})
-draw = studytiny.generator.draw
+draw = studytiny.scheduler.draw
 def slow_draw(*arguments):
     time.sleep({seconds_per_character!r})
     return draw(*arguments)
-studytiny.generator.draw = slow_draw
+studytiny.scheduler.draw = slow_draw
 runpy.run_path({app!r}, run_name="__main__")
 """
 

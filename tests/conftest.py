@@ -30,6 +30,12 @@ def published(tokenizer: Tokenizer) -> PublishedModel:
     return PublishedModel(tokenizer.vocab_size, d_model=32, n_head=4, n_layers=2, max_length=64).eval()
 
 
+@torch.inference_mode()
+def next_logits(model, ids, cache=None, start=0):
+    """Logits (V,) behind ``ids``, which a conversation reads from place ``start`` on."""
+    return model.unembed(model.next_hidden([ids], cache or model.new_cache(), [0], [start])[0])
+
+
 def user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 

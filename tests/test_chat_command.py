@@ -14,7 +14,7 @@ import torch
 from studytiny import DialogueModel, Tokenizer, save_checkpoint
 from studytiny.chat import YOU, build_parser, chat, main, speak
 from studytiny.errors import UserError
-from studytiny.generator import Generator, Step
+from studytiny.generator import Generator, Reply, Step
 from studytiny.sampling import SamplingConfig
 from tests.loopback_hub import REPOSITORY, LoopbackHub
 from tests.published_factory import write_published
@@ -149,17 +149,18 @@ def test_ways_to_leave(monkeypatch: pytest.MonkeyPatch, end: str | type[BaseExce
 def test_ctrl_c_stops_a_reply_and_keeps_what_was_said(
     model: DialogueModel, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    draws = iter([7, 8])
+    read = Reply.__next__
+    left = [3]
 
-    def interrupted(*_: object) -> int:
-        token = next(draws, None)
-        if token is None:
+    def interrupted(reply: Reply) -> Step:
+        left[0] -= 1
+        if left[0] == 0:
             raise KeyboardInterrupt
-        return token
+        return read(reply)
 
-    monkeypatch.setattr("studytiny.generator.draw", interrupted)
-    said = speak(Generator(model, tokenizer), [{"role": "user", "content": "你好"}], SamplingConfig())
-    assert said == tokenizer.decode([7, 8])
+    monkeypatch.setattr(Reply, "__next__", interrupted)
+    said = speak(Generator(model, tokenizer), [{"role": "user", "content": "你好"}], SamplingConfig(seed=1))
+    assert len(said) == 2
     assert "已停止" in capsys.readouterr().out
 
 

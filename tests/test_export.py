@@ -39,7 +39,7 @@ def test_tokenizer_gives_the_same_ids(exported, tokenizer):
 
 def test_transformers_generates_the_same_greedy_reply(exported, model, tokenizer):
     sampling = SamplingConfig(temperature=0, repetition_penalty=1, max_new_tokens=20)
-    steps = [step.token_id for step in Generator(model, tokenizer).stream([user("你好")], sampling)]
+    steps = [step.token_id for step in Generator(model, tokenizer, "float32").stream([user("你好")], sampling)]
     theirs = transformers.AutoModelForCausalLM.from_pretrained(exported).eval()
     ids = torch.tensor([tokenizer.encode_dialogue([user("你好")], True).ids])
     limits = {"min_new_tokens": 1, "max_new_tokens": 20, "suppress_tokens": [0, 1, 3, 4, 5, 6]}

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import next_logits
 from torch import nn
 
 from studytiny.checkpoint import load_folder
@@ -155,7 +156,7 @@ def test_decoding_step_by_step_agrees_with_the_original(published: PublishedFixt
             expected = original(row[None])[0]
         cache = model.new_cache()
         for place, index in enumerate(row.tolist()):
-            logits = model.next_logits([index], cache)
+            logits = next_logits(model, [index], cache, place)
             assert torch.allclose(logits, expected[place], rtol=0, atol=1e-5)
             assert logits.argmax() == expected[place].argmax()
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import assistant, user
+from conftest import assistant, next_logits, user
 
 from studytiny import Tokenizer, UserError
 from train.corpus import to_messages
@@ -20,7 +20,7 @@ def slow_bits(model, tokenizer, dialogues):
         encoded = tokenizer.encode_dialogue(to_messages(turns))
         for i, wanted in enumerate(encoded.reply_mask):
             if wanted:
-                logits = model.next_logits(encoded.ids[:i], model.new_cache())
+                logits = next_logits(model, encoded.ids[:i])
                 bits -= logits.log_softmax(0)[encoded.ids[i]].item() / math.log(2)
                 tokens += 1
         characters += sum(len(text) for text in turns[1::2])

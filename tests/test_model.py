@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import assistant, user
+from conftest import assistant, next_logits, user
 
 from studytiny import ModelConfig, UserError
 from studytiny.published import PublishedModel, sinusoid
@@ -35,8 +35,9 @@ def test_cache_gives_the_logits_of_the_whole_sequence(model):
     with torch.inference_mode():
         whole = model(torch.tensor([ids]))[0]
     cache = model.new_cache()
-    for part, place in (([*ids[:7]], 6), ([ids[7]], 7), (ids[8:15], 14), (ids[15:], 19)):
-        torch.testing.assert_close(model.next_logits(part, cache), whole[place], atol=1e-5, rtol=1e-5)
+    for start, end in ((0, 7), (7, 8), (8, 15), (15, 20)):
+        logits = next_logits(model, ids[start:end], cache, start)
+        torch.testing.assert_close(logits, whole[end - 1], atol=1e-5, rtol=1e-5)
 
 
 def test_dialogues_sharing_a_row_do_not_read_each_other(model):
@@ -92,7 +93,7 @@ def test_published_sinusoid_is_interleaved():
 def test_published_answers_without_context(published, tokenizer):
     """Its bug, kept: changing every earlier character changes nothing at all."""
     prompts = [tokenizer.encode_dialogue([user(text)], add_reply_mark=True).ids for text in ("你好呀", "天气怎")]
-    first, second = (published.next_logits(ids, published.new_cache()) for ids in prompts)
+    first, second = (next_logits(published, ids) for ids in prompts)
     assert torch.equal(first, second)
 
 
@@ -104,7 +105,7 @@ def test_published_serving_equals_its_forward(published, tokenizer):
         alone = published.independent_logits(torch.tensor([ids]))[0]
     torch.testing.assert_close(alone, whole, atol=1e-5, rtol=1e-5)
     for end in range(1, len(ids) + 1):
-        logits = published.next_logits(ids[:end], published.new_cache())
+        logits = next_logits(published, ids[:end])
         torch.testing.assert_close(logits, whole[end - 1], atol=1e-5, rtol=1e-5)
 
 
@@ -118,7 +119,6 @@ def test_published_rows_mix_in_forward_but_not_when_serving(published):
 
 def test_published_position_stays_the_last_one_past_the_window(published):
     window = published.config.max_length
-    one, other = published.new_cache(), published.new_cache()
-    at_the_edge = published.next_logits([7] * window, one)
-    assert torch.equal(at_the_edge, published.next_logits([7] * (window + 50), other))
-    assert torch.equal(at_the_edge, published.next_logits([7], one))
+    at_the_edge = next_logits(published, [7] * window)
+    assert torch.equal(at_the_edge, next_logits(published, [7] * (window + 50)))
+    assert torch.equal(at_the_edge, next_logits(published, [7], start=window))

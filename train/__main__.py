@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from studytiny.checkpoint import pick_device
 from studytiny.command import CommandParser, number, run_command
+from studytiny.cores import use_granted_cores
 from studytiny.errors import UserError
 from studytiny.model import DialogueModel
 from studytiny.published import PublishedModel
@@ -88,7 +89,7 @@ def build_parser() -> CommandParser:
     parser.add_argument("--half", action="store_true", help="权重用 bfloat16 存，文件小一半")
     parser.add_argument("--tensorboard", action="store_true", help="另写一份给 TensorBoard 看的记录")
     parser.add_argument("--seed", type=number(int), metavar="整数", help="随机种子（默认 0）")
-    parser.add_argument("--threads", type=number(int), metavar="个", help="用几个 CPU 线程（默认由 PyTorch 决定）")
+    parser.add_argument("--threads", type=number(int), metavar="个", help="用几个 CPU 线程（默认按这个进程能用的核数）")
     parser.add_device()
     return parser
 
@@ -119,7 +120,7 @@ def settings_from(arguments: argparse.Namespace) -> tuple[TrainConfig, dict[str,
         # The original learns from its corpus as it stands.
         "no_clean": [ALL] if preset == PUBLISHED else arguments.no_clean or [],
         "sessions": arguments.sessions,
-        "threads": arguments.threads or torch.get_num_threads(),
+        "threads": arguments.threads or use_granted_cores(),
         # For the report, which may be given to others: a file by its name, not by where it lies here.
         "command": shlex.join(
             ["python", "-m", "train", *(Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:])]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
 from studytiny.checkpoint import Model, load_folder
@@ -17,23 +19,28 @@ from train.measures import bits_per_character, reply_statistics
 from train.sources import load_corpus
 
 SAMPLED_REPLIES = 200
+AT_ONCE = 32  # replies written together
 
 
 def sample_replies(generator: Generator, dialogues: Sequence[Sequence[str]], seed: int = 0) -> list[str]:
     """Replies to the first turns of at most SAMPLED_REPLIES dialogues, drawn with the default settings."""
     chosen = random.Random(seed).sample(list(dialogues), min(SAMPLED_REPLIES, len(dialogues)))
     longest = generator.model.config.max_length // 2
-    return [
-        generator.reply([{"role": "user", "content": turns[0][:longest]}], SamplingConfig(seed=seed + i))
-        for i, turns in enumerate(chosen)
-    ]
+
+    def answer(number: int) -> str:
+        question = {"role": "user", "content": chosen[number][0][:longest]}
+        return generator.reply([question], SamplingConfig(seed=seed + number))
+
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        return list(threads.map(answer, range(len(chosen))))
 
 
 def measure(model: Model, tokenizer: Tokenizer, dialogues: Sequence[Sequence[str]]) -> dict[str, float]:
     """All measures of a model on complete dialogues; ``seconds`` is how long that took."""
     start = time.perf_counter()
     score = bits_per_character(model, tokenizer, dialogues)
-    replies = sample_replies(Generator(model, tokenizer), dialogues)
+    with contextlib.closing(Generator(model, tokenizer, "float32", max_running=AT_ONCE)) as generator:
+        replies = sample_replies(generator, dialogues)
     return {**asdict(score), **asdict(reply_statistics(replies)), "seconds": round(time.perf_counter() - start, 2)}
 
 

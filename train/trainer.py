@@ -407,7 +407,7 @@ class TransformerTrainer:
 
     def _samples(self, log: RunLog) -> None:
         self.stages += 1
-        generator = Generator(self.model, self.tokenizer)
+        generator = Generator(self.model, self.tokenizer, "float32", max_running=1)
         sampling = SamplingConfig(seed=self.config.seed)
         replies = [
             (prompt, generator.reply([{"role": "user", "content": prompt}], sampling))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-import threading
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from studytiny.errors import UserError
+from studytiny.sampling import SamplingConfig
 from studytiny.web.chat_tab import ChatTab
 from studytiny.web.language import Texts
 from studytiny.web.models import BUNDLED, ModelShelf
@@ -21,7 +23,8 @@ __all__ = ["build_page", "serve"]
 
 _CSS = Path(__file__).with_name("style.css")
 _HEAD = Path(__file__).with_name("head.html")
-_QUEUE_SIZE = 64  # visitors waiting for a reply; the next one is asked to come back
+_QUEUE_SIZE = 256  # events that wait; the line that visitors stand in is the generator's, which speaks their language
+_MAX_THREADS = 128  # each reply being written or waited for holds one, asleep most of the time
 # Fonts that are on the visitor's machine already: nothing is fetched, and Chinese looks at home on each system.
 _FONTS = ("system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "Noto Sans SC", "sans-serif")
 _MONO_FONTS = ("ui-monospace", "Consolas", "Menlo", "Noto Sans Mono CJK SC", "monospace")
@@ -131,6 +134,7 @@ def launch_options() -> dict[str, Any]:
         "ssr_mode": False,
         "pwa": False,
         "mcp_server": False,
+        "max_threads": _MAX_THREADS,
         "max_file_size": "1mb",
         "show_error": False,
         "quiet": True,
@@ -155,8 +159,15 @@ def serve(page: gr.Blocks) -> None:
         ) from error
     with contextlib.suppress(KeyboardInterrupt):
         print(f"StudyTiny 已经打开：{url}  （按 Ctrl-C 退出）", flush=True)
+        # From now on at once and not by an exception: Python drops one that comes up in a finalizer.
+        signal.signal(signal.SIGINT, _leave)
         _warm_up(page.shelf)
-        threading.Event().wait()
+        while True:
+            time.sleep(3600)  # unlike waiting for an event, Ctrl-C ends it on Windows too
+    _leave()
+
+
+def _leave(*_: object) -> None:
     print("\n再见。", flush=True)
     # Replies and the download may be busy in other threads; Python would wait for some and crash others.
     os._exit(0)
@@ -165,4 +176,4 @@ def serve(page: gr.Blocks) -> None:
 def _warm_up(shelf: ModelShelf) -> None:
     """Loads the bundled model and lets it say one thing, so that the first visitor need not wait for either."""
     with contextlib.suppress(UserError):  # then the page says so when somebody writes to it
-        shelf.generator(BUNDLED).logits([{"role": "user", "content": "你好"}])
+        shelf.generator(BUNDLED).reply([{"role": "user", "content": "你好"}], SamplingConfig(max_new_tokens=1))

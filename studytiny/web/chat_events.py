@@ -34,23 +34,37 @@ class ChatEvents:
     def __init__(self, shelf: ModelShelf) -> None:
         self._shelf = shelf
 
-    def send(self, history: object, message: object, language: str, model: object, *settings: object) -> Updates:
+    def send(
+        self, request: gr.Request, history: object, message: object, language: str, model: object, *settings: object
+    ) -> Updates:
         """What was typed. The box is emptied only once the message stands in the chat: nothing typed is lost."""
         typed = clean_text(message) if isinstance(message, str) else ""
         if not typed:
             gr.Info(text("empty_message", language), duration=3)
             yield gr.skip(), box_at_rest()
             return
-        yield from self._answer(history, typed, "", language, model, settings)
+        yield from self._answer(request, history, typed, "", language, model, settings)
 
     def send_example(
-        self, event: gr.SelectData, history: object, language: str, model: object, *settings: object
+        self,
+        request: gr.Request,
+        event: gr.SelectData,
+        history: object,
+        language: str,
+        model: object,
+        *settings: object,
     ) -> Updates:
         """An example that was clicked; what stands in the box stays there."""
-        yield from self._answer(history, event.value["text"], None, language, model, settings)
+        yield from self._answer(request, history, event.value["text"], None, language, model, settings)
 
     def send_again(
-        self, event: gr.RetryData, history: object, language: str, model: object, *settings: object
+        self,
+        request: gr.Request,
+        event: gr.RetryData,
+        history: object,
+        language: str,
+        model: object,
+        *settings: object,
     ) -> Updates:
         """A message to be answered anew; what came after it goes."""
         turns = flatten(history)
@@ -58,18 +72,25 @@ class ChatEvents:
         if index is None:
             yield gr.skip(), box_at_rest()
             return
-        yield from self._answer(turns[:index], turns[index]["content"], None, language, model, settings)
+        yield from self._answer(request, turns[:index], turns[index]["content"], None, language, model, settings)
 
     def send_edited(
-        self, event: gr.EditData, history: object, language: str, model: object, *settings: object
+        self,
+        request: gr.Request,
+        event: gr.EditData,
+        history: object,
+        language: str,
+        model: object,
+        *settings: object,
     ) -> Updates:
         """A message that was changed; what came after it goes."""
         changed = clean_text(unshow(event.value)) if isinstance(event.value, str) else ""
         turns = flatten(history)[: event.index]
-        yield from self._answer(turns, changed, None, language, model, settings)
+        yield from self._answer(request, turns, changed, None, language, model, settings)
 
     def _answer(
         self,
+        request: gr.Request,
         history: object,
         message: str,
         box_text: str | None,
@@ -79,23 +100,26 @@ class ChatEvents:
     ) -> Updates:
         """Streams the chat with the reply growing; a mistake becomes one sentence and changes nothing."""
         try:
-            turns, replies = self._begin(history, message, model, settings)
+            turns, replies = self._begin(request, history, message, model, settings)
         except UserError as error:
             gr.Warning(escape(sentence_for(error, language)))
             yield gr.skip(), box_at_rest()
             return
         yield show(turns), box_in_use(box_text)
-        for reply in replies:
-            yield show([*turns, {"role": "assistant", "content": reply}]), gr.skip()
+        try:
+            for reply in replies:
+                yield show([*turns, {"role": "assistant", "content": reply}]), gr.skip()
+        except UserError as error:  # it had to give way, or the model broke; what was said stays
+            gr.Warning(escape(sentence_for(error, language)))
 
     def _begin(
-        self, history: object, message: str, model: object, settings: tuple[object, ...]
+        self, request: gr.Request, history: object, message: str, model: object, settings: tuple[object, ...]
     ) -> tuple[Turns, Iterator[str]]:
         if len(message) > MAX_MESSAGE:
             raise MessageTooLong(len(message))
         sampling = sampling_from(*settings)
         turns = [*flatten(history), {"role": "user", "content": message}]
-        return turns, stream_reply(self._shelf.generator(model), turns, sampling)
+        return turns, stream_reply(self._shelf.generator(model), turns, sampling, caller_of(request))
 
     def chat(
         self,
@@ -114,11 +138,16 @@ class ChatEvents:
         try:
             typed = clean_text(message) if isinstance(message, str) else ""
             settings = (temperature, top_k, repetition_penalty, max_new_tokens, top_p, seed)
-            _, replies = self._begin(history, typed, model, settings)
+            _, replies = self._begin(request, history, typed, model, settings)
+            yield from replies
         except UserError as error:
             language = pick_language(request.headers.get("accept-language") if request else None)
             raise gr.Error(sentence_for(error, language), print_exception=False) from error
-        yield from replies
+
+
+def caller_of(request: gr.Request | None) -> str:
+    """Who asks: one page in one browser, or one client of the API. None while a test or a program calls directly."""
+    return getattr(request, "session_hash", None) or ""
 
 
 class MessageTooLong(UserError):

@@ -22,8 +22,8 @@ from studytiny.web.models import (
 from studytiny.web.texts import DEFAULT_LANGUAGE, EXAMPLES, text
 
 _DEFAULTS = SamplingConfig()
-# Two cores answer two visitors at a time; the others queue.
-_REPLY = {"concurrency_limit": 2, "concurrency_id": "reply", "show_progress": "hidden", "api_visibility": "private"}
+# The generator answers many at once, keeps the others in line and turns away who finds it full: all may come to it.
+_REPLY = {"concurrency_limit": None, "concurrency_id": "reply", "show_progress": "hidden", "api_visibility": "private"}
 _AT_ONCE = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -144,7 +144,7 @@ class ChatTab:
         self.reset.click(default_settings, None, self.settings, **_AT_ONCE)
         self.clock.tick(self.watch_download, self._language, self._watched, **_AT_ONCE)
         self.again.click(self.download_again, self._language, self._watched, **_AT_ONCE)
-        gr.api(events.chat, api_name="chat", concurrency_limit=2, concurrency_id="reply")
+        gr.api(events.chat, api_name="chat", concurrency_limit=None, concurrency_id="reply")
 
     @property
     def _watched(self) -> list[gr.blocks.Block]:

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterator
 
 from studytiny.errors import UserError
-from studytiny.generator import Generator, Step
+from studytiny.generator import Generator, Reply
 from studytiny.sampling import SamplingConfig
 
 Turns = list[dict[str, str]]
@@ -110,16 +110,16 @@ def _seed(value: object) -> object:
     return int(digits) if re.fullmatch(r"-?[0-9]{1,30}", digits) else digits[:40] or None
 
 
-def stream_reply(generator: Generator, turns: Turns, sampling: SamplingConfig) -> Iterator[str]:
+def stream_reply(generator: Generator, turns: Turns, sampling: SamplingConfig, caller: str = "") -> Iterator[str]:
     """The reply so far, again and again, at most one every ``YIELD_SECONDS``; closing it stops the model.
 
     Raises:
         UserError: at once, before the first text.
     """
-    return _paced(generator.stream(turns, sampling))
+    return _paced(generator.stream(turns, sampling, caller=caller))
 
 
-def _paced(steps: Iterator[Step], seconds: float = YIELD_SECONDS) -> Iterator[str]:
+def _paced(steps: Reply, seconds: float = YIELD_SECONDS) -> Iterator[str]:
     """Joins the characters of ``steps``: the first at once, then one text every ``seconds``, and the last always."""
     said, shown, last = "", "", 0.0
     try:

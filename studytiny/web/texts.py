@@ -147,6 +147,13 @@ _ENGLISH_ERRORS: tuple[tuple[str, str], ...] = (
         r"这句话有 (\d+) 个字，这个模型一次最多读 (-?\d+) 个字.*",
         r"Your message has \1 characters; this model reads at most \2 at once. Shorten it or send it in parts.",
     ),
+    (r"现在提问的人太多.*", "Too many people are asking right now; please try again in a moment."),
+    (
+        r"这条回复有 (\d+) 秒没有人接着读.*",
+        r"Nobody read this reply for \1 seconds, so it was stopped; please ask again.",
+    ),
+    (r"这个生成器已经关闭.*", "This model was put away in the meantime; please ask again."),
+    (r"模型算出的不是数.*", "The model's numbers are broken (NaN); choose another model or train it again."),
     (r"消息是空的.*", "The message is empty; write something first."),
     (r"对话的最后一句应是用户说的话.*", "The conversation must end with something the user said."),
     (r"每条消息应是.*", 'Every message must look like {"role": "user", "content": "text"}.'),

@@ -1,0 +1,339 @@
+"""Many conversations, one model: who reads how much in the next step (continuous batching, Orca, Yu et al. 2022).
+
+One thread makes step after step as long as there is anything to do, and ends when there is not. Before each step it
+looks who has come and who has gone; a reply of five characters therefore never waits for one of five hundred. A long
+prompt is read in pieces beside the others' next characters, so that it does not make them wait either (chunked
+prefill, Sarathi, Agrawal et al. 2023).
+"""
+
+from __future__ import annotations
+
+import atexit
+import math
+import queue
+import random
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from studytiny.engine import Engine, Row
+from studytiny.errors import UserError
+from studytiny.sampling import SamplingConfig, draw, shape_logits
+from studytiny.tokenizer import END_ID, SPECIAL_TOKENS, Tokenizer
+
+PIECE = 64  # prompt tokens read in one step, of all conversations together
+AHEAD = 8  # characters written that the reader has not taken yet; then its conversation rests
+PATIENCE = 60.0  # seconds a conversation may rest before its slot is given away
+LARGE_K = 256  # a top_k above this is worked out apart, so that it slows down only its own conversation
+
+
+class GeneratorBusy(UserError):
+    """Too many conversations wait already."""
+
+
+class GeneratorClosed(UserError):
+    """The generator was closed, before the question or in the middle of the reply."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One possible next character.
+
+    Attributes:
+        token_id: its id; ``text`` is the character, or the name of a special token.
+        raw_probability: as the model gave it.
+        probability: after repetition penalty, temperature, top-k and top-p: what was drawn from.
+    """
+
+    token_id: int
+    text: str
+    raw_probability: float
+    probability: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One character of a reply: ``text`` is what it adds; ``candidates`` only when asked for, most probable first."""
+
+    text: str
+    token_id: int
+    candidates: tuple[Candidate, ...] = ()
+
+
+@dataclass(eq=False)
+class Conversation:
+    """A reply being written: what the scheduler knows of it. Only the scheduler's thread changes it, but for ``left``
+    and ``taken``, which are the reader's."""
+
+    unread: list[int]  # the prompt at first, then the character just written
+    sampling: SamplingConfig
+    n_candidates: int
+    caller: str
+    random: random.Random = field(init=False)
+    reply: list[int] = field(default_factory=list)
+    slot: int | None = None
+    read: int = 0  # tokens
+    made: int = 0  # steps, also the one that says the end
+    taken: int = 0
+    left: bool = False  # the reader is gone, or the reply is complete
+    rested_since: float | None = None
+    steps: queue.SimpleQueue[Step | BaseException | None] = field(default_factory=queue.SimpleQueue)  # None: the end
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.sampling.seed)  # None seeds it from the system's entropy
+
+    def give(self, step: Step | BaseException | None) -> None:
+        """Hands a step to the reader; the end or an error is the last."""
+        self.left = self.left or not isinstance(step, Step)
+        self.made += 1
+        self.steps.put(step)
+
+
+class Reply(Iterator[Step]):
+    """The steps of one reply as they are written. ``close`` (or dropping it) ends the work on it at once."""
+
+    def __init__(self, scheduler: Scheduler, conversation: Conversation) -> None:
+        self._scheduler = scheduler
+        self._conversation = conversation
+        self._ended = False
+
+    def __next__(self) -> Step:
+        if self._ended:
+            raise StopIteration
+        step = self._conversation.steps.get()
+        self._conversation.taken += 1
+        if isinstance(step, Step):
+            self._scheduler.wake_if_asleep()
+            return step
+        self._ended = True
+        raise StopIteration if step is None else step
+
+    def close(self) -> None:
+        """Nobody will read on."""
+        if not self._ended:
+            self._ended = self._conversation.left = True
+            self._scheduler.wake_if_asleep()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Scheduler:
+    """Conversations in, characters out; see the top of this file."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, window: float, running: int, waiting: int) -> None:
+        """
+        Args:
+            engine: has ``running`` slots.
+            window: most tokens of one conversation; may be infinite.
+            running: most conversations answered at once.
+            waiting: most conversations that wait for a slot.
+        """
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._window = window
+        self._free = list(range(running))[::-1]
+        self._most_waiting = waiting
+        self._running: list[Conversation] = []
+        self._waiting: list[Conversation] = []
+        self._changed = threading.Condition()  # guards the lists, the thread and ``closed``
+        self._thread: threading.Thread | None = None
+        self._asleep = False
+        self._closed = False
+        # A reply holds characters and, at its end, <|end|>; no other special token, ever.
+        self._never = [index for index in range(len(SPECIAL_TOKENS)) if index != END_ID]
+        _schedulers.add(self)
+
+    # the readers' side
+
+    def submit(self, conversation: Conversation) -> Reply:
+        """Puts a conversation in line.
+
+        Raises:
+            GeneratorBusy: the line is full. A caller with more in line than this one gives way instead.
+            GeneratorClosed: after ``close``.
+        """
+        with self._changed:
+            if self._closed:
+                raise _closed()
+            self._waiting = [other for other in self._waiting if not other.left]
+            if len(self._waiting) >= self._most_waiting + len(self._free):  # a free slot is taken before the next step
+                self._make_room(conversation.caller)
+            self._waiting.append(conversation)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="generator", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+        return Reply(self, conversation)
+
+    def _make_room(self, newcomer: str) -> None:
+        """Sends away the last in line of whoever has most there, if that is not the newcomer."""
+        in_line = Counter(other.caller for other in self._waiting)
+        heaviest, count = in_line.most_common(1)[0]
+        if in_line[newcomer] + 1 >= count:
+            raise _busy(len(self._waiting))
+        last = next(other for other in reversed(self._waiting) if other.caller == heaviest)
+        self._waiting.remove(last)
+        last.give(_busy(len(self._waiting)))
+
+    def wake_if_asleep(self) -> None:
+        """A reader took a step or left: there may be something to do again."""
+        if self._asleep:  # else it will see for itself before the next step
+            with self._changed:
+                self._changed.notify()
+
+    def close(self) -> None:
+        """Ends every conversation; the engine is closed too. Returns when no step is being computed any more."""
+        with self._changed:
+            self._closed = True
+            thread = self._thread
+            self._changed.notify()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+        self._engine.close()
+
+    # the thread's side
+
+    @torch.inference_mode()
+    def _work(self) -> None:
+        while conversations := self._next():
+            shares = self._shares(conversations)
+            rows = [self._row(conversation, share) for conversation, share in shares]
+            answered = [conversation for (conversation, _), row in zip(shares, rows, strict=True) if row.wanted]
+            try:
+                logits = self._engine.step(rows)
+                for conversation, row in zip((conversation for conversation, _ in shares), rows, strict=True):
+                    conversation.read += len(row.ids)
+                    del conversation.unread[: len(row.ids)]
+                if answered:
+                    self._continue(answered, logits)
+            except BaseException as error:  # whatever it was, the readers must not wait for ever
+                for conversation, _ in shares:
+                    conversation.give(error)
+
+    def _next(self) -> list[Conversation]:
+        """The conversations that can go on, at least one; sleeps until there is one, none when all is done."""
+        with self._changed:
+            while True:
+                if self._closed:
+                    for conversation in [*self._running, *self._waiting]:
+                        if not conversation.left:
+                            conversation.give(_closed())
+                self._admit()
+                self._asleep = True  # before looking: a reader who takes a step now will wake us
+                ready = [each for each in self._running if each.made - each.taken < AHEAD]
+                if ready or not self._running:
+                    self._asleep = False
+                    if not ready:
+                        self._thread = None  # the next one to come starts another
+                    return ready
+                self._rest()
+
+    def _admit(self) -> None:
+        """Lets those go who left, and gives their slots to those in line: next is whose caller has fewest running."""
+        for gone in (each for each in self._running if each.left):
+            self._free.append(gone.slot)
+        self._running = [each for each in self._running if not each.left]
+        self._waiting = [each for each in self._waiting if not each.left]
+        while self._free and self._waiting:
+            served = Counter(each.caller for each in self._running)
+            next_one = min(self._waiting, key=lambda each: served[each.caller])  # the first in line among equals
+            self._waiting.remove(next_one)
+            next_one.slot = self._free.pop()
+            self._running.append(next_one)
+
+    def _rest(self) -> None:
+        """Every reader is behind: waits for one, but not for ever where others wait for the slot."""
+        now = time.monotonic()
+        for each in self._running:
+            each.rested_since = each.rested_since or now
+        longest = min(each.rested_since for each in self._running)
+        self._changed.wait(max(0.0, longest + PATIENCE - now))
+        for each in self._running:
+            if each.made - each.taken < AHEAD:
+                each.rested_since = None
+            elif time.monotonic() - each.rested_since >= PATIENCE:
+                each.give(UserError(f"这条回复有 {PATIENCE:.0f} 秒没有人接着读，已经停下；请重新提问。"))
+
+    def _shares(self, conversations: Sequence[Conversation]) -> list[tuple[Conversation, int]]:
+        """How many tokens each may read in this step: one who is writing its character, the prompts a piece."""
+        shares = []
+        left = PIECE
+        for each in conversations:
+            share = 1 if each.reply else min(len(each.unread), left)
+            left -= 0 if each.reply else share
+            if share:
+                shares.append((each, share))
+        return shares
+
+    def _row(self, conversation: Conversation, share: int) -> Row:
+        ids = conversation.unread[:share]
+        return Row(conversation.slot, conversation.read, ids, wanted=share == len(conversation.unread))
+
+    def _continue(self, conversations: Sequence[Conversation], raw: Tensor) -> None:
+        """Draws the next character of each from its logits (R, V) and hands it to its reader."""
+        broken = torch.isnan(raw).any(dim=-1).tolist()
+        logits = raw.clone() if any(each.n_candidates for each in conversations) else raw
+        logits[:, self._never] = -math.inf
+        for row, each in enumerate(conversations):
+            if not each.reply:
+                logits[row, END_ID] = -math.inf  # a reply is never empty
+        # Those who choose among very many go apart; for one, it is the same as if they were not there.
+        large = [not 0 < each.sampling.top_k <= LARGE_K and each.sampling.temperature > 0 for each in conversations]
+        for apart in (False, True):
+            places = [row for row, is_large in enumerate(large) if is_large is apart and not broken[row]]
+            if places:
+                group = [conversations[row] for row in places]
+                self._draw(group, logits[places] if len(places) < len(raw) else logits, raw[places])
+        for row in (row for row, is_broken in enumerate(broken) if is_broken):
+            conversations[row].give(UserError("模型算出的不是数（NaN）：模型文件可能坏了；请换一个模型或重新训练。"))
+
+    def _draw(self, group: Sequence[Conversation], logits: Tensor, raw: Tensor) -> None:
+        shaped = shape_logits(logits, [each.reply for each in group], [each.sampling for each in group])
+        drawn = draw(shaped, [each.random.random() for each in group])
+        for row, (each, token_id) in enumerate(zip(group, drawn, strict=True)):
+            if token_id == END_ID:
+                each.give(None)
+                continue
+            candidates = ()
+            if each.n_candidates:
+                chances = torch.zeros_like(raw[row], dtype=torch.float64)
+                chances[shaped.ids[row]] = shaped.logits[row].softmax(-1)
+                candidates = self._candidates(raw[row], chances, each.n_candidates)
+            each.reply.append(token_id)
+            each.unread.append(token_id)
+            each.give(Step(self._tokenizer.decode([token_id]), token_id, candidates))
+            if len(each.reply) >= each.sampling.max_new_tokens or each.read >= self._window:
+                each.give(None)
+
+    def _candidates(self, raw: Tensor, chances: Tensor, count: int) -> tuple[Candidate, ...]:
+        raw_chances = raw.softmax(-1)
+        best = raw_chances.topk(min(count, raw.numel())).indices.tolist()
+        return tuple(
+            Candidate(index, self._tokenizer.token(index), raw_chances[index].item(), chances[index].item())
+            for index in best
+        )
+
+
+_schedulers: weakref.WeakSet[Scheduler] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """No step may run on while Python takes itself apart."""
+    for scheduler in list(_schedulers):
+        scheduler.close()
+
+
+def _busy(waiting: int) -> GeneratorBusy:
+    return GeneratorBusy(f"现在提问的人太多，已经有 {waiting} 个在排队；请过一会儿再试。")
+
+
+def _closed() -> GeneratorClosed:
+    return GeneratorClosed("这个生成器已经关闭，不能再回答；请重新建一个。")
