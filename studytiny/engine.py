@@ -91,7 +91,7 @@ class KernelEngine:
 
     def __init__(self, model: DialogueModel, slots: int) -> None:
         """Raises KernelUnavailable where the kernel cannot be had."""
-        self._kernel = Int8Kernel(model, slots, min(granted_cores(), MOST_THREADS))
+        self.kernel = Int8Kernel(model, slots, min(granted_cores(), MOST_THREADS))
 
     def step(self, rows: Sequence[Row]) -> Tensor:
         ids = [index for row in rows for index in row.ids]
@@ -99,10 +99,10 @@ class KernelEngine:
         positions = [row.start + place for row in rows for place in range(len(row.ids))]
         ends = accumulate(len(row.ids) for row in rows)
         wanted = [end - 1 for end, row in zip(ends, rows, strict=True) if row.wanted]
-        return self._kernel.step(ids, slots, positions, wanted)
+        return self.kernel.step(ids, slots, positions, wanted)
 
     def close(self) -> None:
-        self._kernel.close()
+        self.kernel.close()
 
 
 def make_engine(model: Model, precision: str, slots: int) -> Engine:

@@ -7,31 +7,44 @@
 // and -ffp-contract=off, so that no compiler may choose another order or rounding in one of two copies of a loop.
 //
 // Shapes in comments: M rows (tokens) of the step, D width, H heads, K width of a head, F inner width of the
-// feed-forward part, V vocabulary; a trailing p means padded with zeros (K to a multiple of 16, the others of 64).
+// feed-forward part, V vocabulary; a trailing p means padded with zeros (K to a multiple of HEAD, the others of PANEL).
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#if defined(__AVX512VNNI__) && !defined(STUDYTINY_PLAIN)
+
+// Three ways to multiply int8; tests switch the better ones off to hold them against the others.
+#if defined(__AVX512VNNI__) && !defined(STUDYTINY_NO_VNNI) && !defined(STUDYTINY_PLAIN)
 #include <immintrin.h>
 #define VNNI 1
-#else
+#elif defined(__AVX2__) && !defined(STUDYTINY_PLAIN)
+#include <immintrin.h>
+#define AVX2 1
+#endif
+#ifndef VNNI
 #define VNNI 0
 #endif
 
-enum { LANES = 16, PANEL = 64, BLOCK = 32, PHASES = 5 };  // PANEL outputs and at most BLOCK rows are worked on together
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+enum { HEAD = 16, PANEL = 64, BLOCK = 32, PHASES = 5 };  // PANEL outputs and at most BLOCK rows are worked on together
 
-// 16 numbers at once; gcc and clang turn these into whatever registers the CPU has.
-typedef float lanes __attribute__((vector_size(64)));
-typedef int32_t whole __attribute__((vector_size(64)));
-typedef uint32_t bits __attribute__((vector_size(64)));
-typedef uint8_t bytes __attribute__((vector_size(16)));
-typedef uint16_t halves __attribute__((vector_size(32)));
+// As many numbers as a register of the CPU holds; gcc and clang know how to calculate with these types.
+typedef float lanes __attribute__((vector_size(4 * LANES)));
+typedef int32_t whole __attribute__((vector_size(4 * LANES)));
+typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
+typedef uint8_t bytes __attribute__((vector_size(LANES)));
 
 typedef struct {
-    const int8_t *weights;  // VNNI: (panels, inputs/4, PANEL, 4), else (panels, PANEL, inputs)
+    const int8_t *weights;  // (panels, inputs/4, PANEL, 4); plain: (panels, PANEL, inputs)
     const float *scale;     // (panels * PANEL,): what one unit of that output's weights is worth
     const int32_t *start;   // the same shape: -128 times the sum of its weights, see dot()
     int inputs, panels;
@@ -66,7 +79,7 @@ typedef struct Kernel {
     Layer *layer;
     Matrix unembed;
     // (slots, layers, H, 2, windowp * Kp) in bfloat16: with many conversations, attention takes the time to read this.
-    uint16_t *cache;  // Keys lie as (windowp / 16, Kp, 16), values as (windowp, Kp).
+    uint16_t *cache;  // Keys lie as (windowp / LANES, Kp, LANES), values as (windowp, Kp).
     void *cache_memory;
     // One step. All of it is written by the caller before any unit can be claimed.
     int rows, wanted_rows, runs, capacity;
@@ -96,7 +109,7 @@ static inline void pause_a_little(void) {
 #endif
 }
 
-// ---- 16 floats at a time ----
+// ---- LANES floats at a time ----
 static inline lanes load(const float *p) {
     lanes v;
     memcpy(&v, p, sizeof v);
@@ -189,14 +202,29 @@ static inline __attribute__((always_inline)) void dot_rows(const Matrix *m, int 
     }
     for (int r = 0; r < count; r++)
         for (int t = 0; t < 4; t++) _mm512_storeu_si512(sums[r] + t * LANES, sum[r][t]);
-#else
-    for (int o = 0; o < PANEL; o++, w += n)
-        for (int r = 0; r < count; r++) {
-            const int8_t *row = (const int8_t *)rows + (size_t)r * n;
-            int32_t sum = 0;
-            for (int i = 0; i < n; i++) sum += row[i] * w[i];
-            sums[r][o] = sum;
+#elif defined(AVX2)
+    // vpmaddubsw is unsigned by signed too, but its pairs must fit int16: |q| times w with the sign of q always does.
+    for (int r = 0; r < count; r++, w = m->weights + (size_t)panel * PANEL * n) {
+        __m256i sum[8] = {};
+        for (int i = 0; i < n; i += 4, w += 4 * PANEL) {
+            int32_t four;
+            memcpy(&four, rows + (size_t)r * n + i, 4);
+            const __m256i q = _mm256_set1_epi32(four), size = _mm256_abs_epi8(q), ones = _mm256_set1_epi16(1);
+            for (int t = 0; t < 8; t++) {
+                __m256i pairs = _mm256_sign_epi8(_mm256_loadu_si256((const __m256i *)(w + t * 32)), q);
+                pairs = _mm256_maddubs_epi16(size, pairs);
+                sum[t] = _mm256_add_epi32(sum[t], _mm256_madd_epi16(pairs, ones));
+            }
         }
+        memcpy(sums[r], sum, sizeof sum);
+    }
+#else
+    for (int o = 0; o < PANEL; o++, w += n) {  // a loop that compilers know to vectorise
+        int32_t sum[4] = {};
+        for (int i = 0; i < n; i++)
+            for (int r = 0; r < count; r++) sum[r] += ((const int8_t *)rows)[(size_t)r * n + i] * w[i];
+        for (int r = 0; r < count; r++) sums[r][o] = sum[r];
+    }
 #endif
 }
 
@@ -292,7 +320,7 @@ static void norm_and_rotate(const Kernel *k, float *x, const float *gain, int po
     }
 }
 
-// sum over j of weight[j] * values[j] for `width` x 16 entries; `width` is constant where this is inlined.
+// sum over j of weight[j] * values[j] for `width` x LANES entries; `width` is constant where this is inlined.
 static inline __attribute__((always_inline)) void mix(const float *weight, int n, const uint16_t *values, int stride,
                                                       int width, float factor, float *out) {
     lanes sum[4] = {};
@@ -313,12 +341,13 @@ static void attend(Kernel *k, Worker *me, int layer, int run, int h) {
         float *query = k->qkv + (size_t)row * k->qkv_width + h * kp, *key = query + k->heads * kp;
         norm_and_rotate(k, query, l->q_gain, at, 1.0f / __builtin_sqrtf((float)k->head));
         norm_and_rotate(k, key, l->k_gain, at, 1.0f);
-        // 16 keys stand side by side, so that 16 scores are computed at once without adding within a register.
+        // LANES keys stand side by side, so that as many scores are computed at once, with no sum within a register.
         uint16_t *key_at = keys + (size_t)(at / LANES) * kp * LANES + at % LANES, *value_at = values + (size_t)at * kp;
         for (int i = 0; i < kp; i++) key_at[i * LANES] = narrow(key[i]);
         for (int i = 0; i < kp; i++) value_at[i] = narrow(key[k->heads * kp + i]);
     }
-    static const whole lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    whole lane;
+    for (int i = 0; i < LANES; i++) lane[i] = i;
     for (int row = first; row < stop; row++) {
         const int n = k->position[row] + 1;
         const float *query = k->qkv + (size_t)row * k->qkv_width + h * kp;
@@ -328,11 +357,11 @@ static void attend(Kernel *k, Worker *me, int layer, int run, int h) {
             const uint16_t *some = keys + (size_t)j * kp;
             lanes score[4] = {};  // four sums: an addition need not wait for the one before it
             for (int i = 0; i < kp; i += 4) {
-                // Asks early for the keys two blocks further on and for this block's values: the CPU foresees only
-                // what lies on the same 4 KB page. A quarter of the time of 32 conversations.
-                const uint16_t *ahead = some + 2 * LANES * kp + i * LANES, *value = values + (size_t)j * kp + i * LANES;
-                __builtin_prefetch(ahead), __builtin_prefetch(ahead + 32);
-                __builtin_prefetch(value), __builtin_prefetch(value + 32);
+                // Asks early for keys further on and for the values: the CPU itself foresees only what lies on the same
+                // 4 KB page. Saves a quarter of the time of 32 conversations.
+                const uint16_t *ahead = some + 2048 + i * LANES, *value = values + (size_t)j * kp + i * LANES;
+                __builtin_prefetch(ahead), __builtin_prefetch(value);
+                if (LANES == 16) __builtin_prefetch(ahead + 32), __builtin_prefetch(value + 32);
                 for (int c = 0; c < 4; c++) score[c] += widen(some + (i + c) * LANES) * query[i + c];
             }
             lanes all = (score[0] + score[1]) + (score[2] + score[3]);
@@ -348,7 +377,7 @@ static void attend(Kernel *k, Worker *me, int layer, int run, int h) {
         }
         const float factor = 1.0f / total(sum);
         int c = 0;
-        for (; c + 64 <= kp; c += 64) mix(me->scores, n, values + c, kp, 4, factor, out + c);
+        for (; c + 4 * LANES <= kp; c += 4 * LANES) mix(me->scores, n, values + c, kp, 4, factor, out + c);
         for (; c < kp; c += LANES) mix(me->scores, n, values + c, kp, 1, factor, out + c);
     }
 }
@@ -408,7 +437,13 @@ static void wake_helpers(Kernel *k) {
 }
 
 // ---- what kernel.py calls ----
-int kernel_packing(void) { return VNNI; }
+int kernel_packing(void) {  // whether weights are (panels, inputs/4, PANEL, 4)
+#ifdef AVX2
+    return 1;
+#else
+    return VNNI;
+#endif
+}
 
 void kernel_free(Kernel *k) {
     if (!k) return;
@@ -435,7 +470,7 @@ Kernel *kernel_new(const int *sizes, float eps, const void **p) {
     if (!k) return NULL;
     k->d = sizes[0], k->heads = sizes[1], k->layers = sizes[2], k->vocab = sizes[4], k->window = sizes[5];
     k->threads = sizes[7], k->eps = eps, k->head = k->d / k->heads;
-    k->dp = up_to(k->d, PANEL), k->kp = up_to(k->head, LANES), k->fp = up_to(sizes[3], PANEL);
+    k->dp = up_to(k->d, PANEL), k->kp = up_to(k->head, HEAD), k->fp = up_to(sizes[3], PANEL);
     k->ap = up_to(k->heads * k->kp, PANEL), k->qkv_width = up_to(3 * k->heads * k->kp, PANEL);
     pthread_mutex_init(&k->mutex, NULL);
     pthread_cond_init(&k->wake, NULL);

@@ -31,7 +31,7 @@ SOURCE = Path(__file__).with_name("kernel.c")
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC", "-pthread", "-w")
 CPU_FLAGS = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler knows
 COMPILE_SECONDS = 60
-PANEL, LANES = 64, 16  # of kernel.c
+PANEL, HEAD = 64, 16  # of kernel.c: to what sizes are padded
 
 
 class KernelUnavailable(Exception):
@@ -240,7 +240,7 @@ class Int8Kernel:
         """Everything kernel_new of kernel.c reads, in its order."""
         c = model.config
         head, heads = c.d_model // c.n_head, c.n_head
-        wide, inner = _up_to(head, LANES), _up_to(c.d_ff, PANEL)
+        wide, inner = _up_to(head, HEAD), _up_to(c.d_ff, PANEL)
 
         def plain(tensor: Tensor) -> Tensor:
             return tensor.detach().to("cpu", torch.float32).contiguous()

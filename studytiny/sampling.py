@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from studytiny.errors import UserError
-from studytiny.tokenizer import PAD_ID
 
 MAX_NEW_TOKENS = 2048
 MAX_SEED = 2**63 - 1
@@ -92,18 +91,16 @@ def keep_top_p(ordered: Tensor, p: Tensor | float) -> Tensor:
     return ordered.masked_fill((before >= p) & (torch.as_tensor(p) < 1), -math.inf)
 
 
-def shape_logits(logits: Tensor, replies: Sequence[Sequence[int]], configs: Sequence[SamplingConfig]) -> Shaped:
+def shape_logits(logits: Tensor, replies: Tensor, configs: Sequence[SamplingConfig]) -> Shaped:
     """All stages before the draw, for R conversations at once: logits (R, V) -> the best of each row, (R, k).
 
-    ``replies`` are the replies' characters so far. The user's own words are not penalised: a good answer often
-    repeats them, a name for instance.
+    ``replies`` (R, n) are the replies' characters so far; shorter ones are filled up with any token that is never
+    drawn. The user's own words are not penalised: a good answer often repeats them, a name for instance.
     """
     size = logits.shape[-1]
-    if any(replies):
-        longest = max(len(reply) for reply in replies)
-        # Shorter ones are filled up with a token that is never drawn, where the penalty does no harm.
-        seen = torch.tensor([[*reply, *[PAD_ID] * (longest - len(reply))] for reply in replies], device=logits.device)
-        logits = penalize_repetition(logits, seen, _column(logits, [config.repetition_penalty for config in configs]))
+    if replies.numel() and any(config.repetition_penalty != 1 for config in configs):
+        penalty = _column(logits, [config.repetition_penalty for config in configs])
+        logits = penalize_repetition(logits, replies, penalty)
     k = [1 if config.temperature == 0 else min(config.top_k or size, size) for config in configs]
     # Top-k before temperature, which does not change the order: what follows has k entries instead of V. They are
     # float64 so that a sum does not depend on how many entries other conversations ask for.
@@ -122,6 +119,10 @@ class Shaped:
 
     logits: Tensor
     ids: Tensor
+
+    def are_numbers(self) -> list[bool]:
+        """Of each row: False if the model's logits were broken (NaN, or nothing but -inf)."""
+        return torch.isfinite(self.logits[..., 0]).tolist()  # NaN counts as the largest
 
 
 def _column(like: Tensor, values: Sequence[float]) -> Tensor:  # (R, 1)

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from studytiny.engine import Engine, Row
 from studytiny.errors import UserError
-from studytiny.sampling import SamplingConfig, draw, shape_logits
-from studytiny.tokenizer import END_ID, SPECIAL_TOKENS, Tokenizer
+from studytiny.sampling import MAX_NEW_TOKENS, SamplingConfig, draw, shape_logits
+from studytiny.tokenizer import END_ID, PAD_ID, SPECIAL_TOKENS, Tokenizer
 
 PIECE = 64  # prompt tokens read in one step, of all conversations together
 AHEAD = 8  # characters written that the reader has not taken yet; then its conversation rests
@@ -146,8 +146,8 @@ class Scheduler:
         self._thread: threading.Thread | None = None
         self._asleep = False
         self._closed = False
-        # A reply holds characters and, at its end, <|end|>; no other special token, ever.
-        self._never = [index for index in range(len(SPECIAL_TOKENS)) if index != END_ID]
+        # The replies so far, for the repetition penalty: (slot, character)
+        self._replies = torch.full((running, MAX_NEW_TOKENS), PAD_ID)
         _schedulers.add(self)
 
     # the readers' side
@@ -246,6 +246,7 @@ class Scheduler:
             next_one = min(self._waiting, key=lambda each: served[each.caller])  # the first in line among equals
             self._waiting.remove(next_one)
             next_one.slot = self._free.pop()
+            self._replies[next_one.slot] = PAD_ID
             self._running.append(next_one)
 
     def _rest(self) -> None:
@@ -278,26 +279,30 @@ class Scheduler:
 
     def _continue(self, conversations: Sequence[Conversation], raw: Tensor) -> None:
         """Draws the next character of each from its logits (R, V) and hands it to its reader."""
-        broken = torch.isnan(raw).any(dim=-1).tolist()
         logits = raw.clone() if any(each.n_candidates for each in conversations) else raw
-        logits[:, self._never] = -math.inf
+        # A reply holds characters and, at its end, <|end|>; no other special token, ever.
+        logits[:, :END_ID] = logits[:, END_ID + 1 : len(SPECIAL_TOKENS)] = -math.inf
         for row, each in enumerate(conversations):
             if not each.reply:
                 logits[row, END_ID] = -math.inf  # a reply is never empty
         # Those who choose among very many go apart; for one, it is the same as if they were not there.
         large = [not 0 < each.sampling.top_k <= LARGE_K and each.sampling.temperature > 0 for each in conversations]
+        if not any(large):
+            return self._draw(conversations, logits, raw)
         for apart in (False, True):
-            places = [row for row, is_large in enumerate(large) if is_large is apart and not broken[row]]
+            places = [row for row, is_large in enumerate(large) if is_large is apart]
             if places:
-                group = [conversations[row] for row in places]
-                self._draw(group, logits[places] if len(places) < len(raw) else logits, raw[places])
-        for row in (row for row, is_broken in enumerate(broken) if is_broken):
-            conversations[row].give(UserError("模型算出的不是数（NaN）：模型文件可能坏了；请换一个模型或重新训练。"))
+                self._draw([conversations[row] for row in places], logits[places], raw[places])
 
     def _draw(self, group: Sequence[Conversation], logits: Tensor, raw: Tensor) -> None:
-        shaped = shape_logits(logits, [each.reply for each in group], [each.sampling for each in group])
+        longest = max(len(each.reply) for each in group)
+        replies = self._replies[[each.slot for each in group], :longest]
+        shaped = shape_logits(logits, replies, [each.sampling for each in group])
         drawn = draw(shaped, [each.random.random() for each in group])
-        for row, (each, token_id) in enumerate(zip(group, drawn, strict=True)):
+        for row, (each, token_id, sound) in enumerate(zip(group, drawn, shaped.are_numbers(), strict=True)):
+            if not sound:
+                each.give(UserError("模型算出的不是数（NaN）：模型文件可能坏了；请换一个模型或重新训练。"))
+                continue
             if token_id == END_ID:
                 each.give(None)
                 continue
@@ -306,6 +311,7 @@ class Scheduler:
                 chances = torch.zeros_like(raw[row], dtype=torch.float64)
                 chances[shaped.ids[row]] = shaped.logits[row].softmax(-1)
                 candidates = self._candidates(raw[row], chances, each.n_candidates)
+            self._replies[each.slot, len(each.reply)] = token_id
             each.reply.append(token_id)
             each.unread.append(token_id)
             each.give(Step(self._tokenizer.decode([token_id]), token_id, candidates))

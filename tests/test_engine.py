@@ -1,14 +1,16 @@
 """The engines: whatever way a step is computed, a conversation's logits are those of the model."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import next_logits
 
+from studytiny import DialogueModel, UserError
 from studytiny.engine import KernelEngine, Row, TorchEngine, make_engine
 from studytiny.kernel import build_kernel
-from studytiny.precision import HalfLinear, Int8Linear, in_precision
+from studytiny.precision import HalfLinear, Int8Linear, choose_precision, in_precision
 
 WINDOW = 64
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.02, "int8": 0.05}
@@ -103,3 +105,49 @@ def test_the_kernel_is_used_where_there_is_one_and_can_be_switched_off(model, mo
     assert isinstance(make_engine(model, "int8", 1), KernelEngine)
     monkeypatch.setenv("STUDYTINY_KERNEL", "0")
     assert isinstance(make_engine(model, "int8", 1), TorchEngine)
+
+
+def on_device(device, architecture="studytiny"):
+    return SimpleNamespace(device=torch.device(device), architecture=architecture)
+
+
+@pytest.mark.parametrize(
+    ("device", "bfloat16", "chosen"), [("cuda", True, "bfloat16"), ("cuda", False, "float16"), ("mps", None, "float16")]
+)
+def test_auto_takes_what_the_device_is_good_at(monkeypatch, device, bfloat16, chosen):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bfloat16)
+    assert choose_precision("auto", on_device(device)) == chosen
+
+
+def test_auto_falls_back_where_int8_is_missing(monkeypatch):
+    monkeypatch.setenv("STUDYTINY_KERNEL", "0")
+    for available, capability, chosen in (
+        (True, "AVX2", "int8"),
+        (True, "DEFAULT", "float32"),
+        (False, "AVX512", "float32"),
+    ):
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda available=available: available)
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        assert choose_precision("auto", on_device("cpu")) == chosen
+    with pytest.raises(UserError, match="int8"):
+        choose_precision("int8", on_device("cpu"))
+
+
+def test_published_is_served_exactly_unless_asked_otherwise(published):
+    assert choose_precision("auto", published) == "float32"
+    assert in_precision(published, "float32") is published
+
+
+@pytest.mark.parametrize(
+    ("device", "wanted"), [("cpu", "float16"), ("cpu", "float64"), ("cuda", "int8"), ("mps", "int8"), ("cpu", "INT8")]
+)
+def test_a_precision_the_device_cannot_do_is_named(device, wanted):
+    with pytest.raises(UserError, match=wanted):
+        choose_precision(wanted, on_device(device))
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_gpu_gets_the_whole_model_in_half(model, monkeypatch, precision):
+    monkeypatch.setattr(DialogueModel, "device", torch.device("meta"))  # any that is no CPU
+    half = in_precision(model, precision)
+    assert {parameter.dtype for parameter in half.parameters()} == {getattr(torch, precision)}

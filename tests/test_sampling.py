@@ -14,7 +14,9 @@ LOGITS = torch.tensor([2.0, -1.0, 0.5, 0.0, -3.0])
 
 def shape(logits, reply=(), **settings):
     """shape_logits for one conversation."""
-    return shape_logits(logits.unsqueeze(0), [list(reply)], [SamplingConfig(**settings)])
+    return shape_logits(
+        logits.unsqueeze(0), torch.tensor([list(reply)], dtype=torch.int64), [SamplingConfig(**settings)]
+    )
 
 
 def test_penalty_divides_positive_and_multiplies_negative_logits():
@@ -74,8 +76,10 @@ def test_each_of_many_conversations_is_drawn_as_if_alone():
     random = torch.Generator().manual_seed(0)
     settings = [{"top_k": 3}, {"top_p": 0.5}, {"temperature": 0}, {"repetition_penalty": 5.0, "top_k": 0}, {}]
     logits = torch.randn(5, 300, generator=random) * 3
+    logits[:, 0] = -math.inf
     replies = [[1, 2], [], [8], list(range(7, 60)), [299]]
-    together = shape_logits(logits, replies, [SamplingConfig(**each) for each in settings])
+    filled = torch.tensor([reply + [0] * (53 - len(reply)) for reply in replies])
+    together = shape_logits(logits, filled, [SamplingConfig(**each) for each in settings])
     for uniform in (0.01, 0.3, 0.6, 0.99):
         alone = [
             draw(shape(row, reply, **each), [uniform])[0]
