@@ -19,12 +19,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from studytiny.engine import Engine, Row
 from studytiny.errors import UserError
-from studytiny.sampling import MAX_NEW_TOKENS, SamplingConfig, draw, shape_logits
+from studytiny.sampling import MAX_NEW_TOKENS, SamplingConfig, Shaped, draw, shape_logits
 from studytiny.tokenizer import END_ID, PAD_ID, SPECIAL_TOKENS, Tokenizer
 
 PIECE = 64  # prompt tokens read in one step, of all conversations together
@@ -146,8 +147,9 @@ class Scheduler:
         self._thread: threading.Thread | None = None
         self._asleep = False
         self._closed = False
-        # The replies so far, for the repetition penalty: (slot, character)
-        self._replies = torch.full((running, MAX_NEW_TOKENS), PAD_ID)
+        # The replies so far, for the repetition penalty: (slot, character). NumPy's, because PyTorch lets other threads
+        # run at every single entry that is written.
+        self._replies = np.full((running, MAX_NEW_TOKENS), PAD_ID)
         _schedulers.add(self)
 
     # the readers' side
@@ -287,38 +289,44 @@ class Scheduler:
                 logits[row, END_ID] = -math.inf  # a reply is never empty
         # Those who choose among very many go apart; for one, it is the same as if they were not there.
         large = [not 0 < each.sampling.top_k <= LARGE_K and each.sampling.temperature > 0 for each in conversations]
-        if not any(large):
-            return self._draw(conversations, logits, raw)
+        drawn: dict[int, Step | UserError | None] = {}  # row -> what its reader gets
         for apart in (False, True):
-            places = [row for row, is_large in enumerate(large) if is_large is apart]
-            if places:
-                self._draw([conversations[row] for row in places], logits[places], raw[places])
+            rows = [row for row, is_large in enumerate(large) if is_large is apart]
+            if rows:
+                group = [conversations[row] for row in rows]
+                everyone = len(rows) == len(large)
+                drawn |= zip(
+                    rows, self._draw(group, *((x if everyone else x[rows]) for x in (logits, raw))), strict=True
+                )
+        # All of it at the end: the readers wake up at once and would take the processor from what is left to do.
+        for row, each in enumerate(conversations):
+            step = drawn[row]
+            if isinstance(step, Step):
+                self._replies[each.slot, len(each.reply)] = step.token_id
+                each.reply.append(step.token_id)
+                each.unread.append(step.token_id)
+            each.give(step)
+            if not each.left and (len(each.reply) >= each.sampling.max_new_tokens or each.read >= self._window):
+                each.give(None)
 
-    def _draw(self, group: Sequence[Conversation], logits: Tensor, raw: Tensor) -> None:
+    def _draw(self, group: Sequence[Conversation], logits: Tensor, raw: Tensor) -> Iterator[Step | UserError | None]:
+        """The next character of each; None is the end. ``raw``: the logits (R, V) before anything was forbidden."""
         longest = max(len(each.reply) for each in group)
-        replies = self._replies[[each.slot for each in group], :longest]
+        replies = torch.from_numpy(self._replies[[each.slot for each in group], :longest])
         shaped = shape_logits(logits, replies, [each.sampling for each in group])
-        drawn = draw(shaped, [each.random.random() for each in group])
-        for row, (each, token_id, sound) in enumerate(zip(group, drawn, shaped.are_numbers(), strict=True)):
+        token_ids = draw(shaped, [each.random.random() for each in group])
+        for row, (each, token_id, sound) in enumerate(zip(group, token_ids, shaped.are_numbers(), strict=True)):
             if not sound:
-                each.give(UserError("模型算出的不是数（NaN）：模型文件可能坏了；请换一个模型或重新训练。"))
-                continue
-            if token_id == END_ID:
-                each.give(None)
-                continue
-            candidates = ()
-            if each.n_candidates:
-                chances = torch.zeros_like(raw[row], dtype=torch.float64)
-                chances[shaped.ids[row]] = shaped.logits[row].softmax(-1)
-                candidates = self._candidates(raw[row], chances, each.n_candidates)
-            self._replies[each.slot, len(each.reply)] = token_id
-            each.reply.append(token_id)
-            each.unread.append(token_id)
-            each.give(Step(self._tokenizer.decode([token_id]), token_id, candidates))
-            if len(each.reply) >= each.sampling.max_new_tokens or each.read >= self._window:
-                each.give(None)
+                yield UserError("模型算出的不是数（NaN）：模型文件可能坏了；请换一个模型或重新训练。")
+            elif token_id == END_ID:
+                yield None
+            else:
+                candidates = self._candidates(raw[row], shaped, row, each.n_candidates) if each.n_candidates else ()
+                yield Step(self._tokenizer.decode([token_id]), token_id, candidates)
 
-    def _candidates(self, raw: Tensor, chances: Tensor, count: int) -> tuple[Candidate, ...]:
+    def _candidates(self, raw: Tensor, shaped: Shaped, row: int, count: int) -> tuple[Candidate, ...]:
+        chances = torch.zeros_like(raw, dtype=torch.float64)
+        chances[shaped.ids[row]] = shaped.logits[row].softmax(-1)
         raw_chances = raw.softmax(-1)
         best = raw_chances.topk(min(count, raw.numel())).indices.tolist()
         return tuple(
