@@ -61,7 +61,7 @@ class Generator:
         messages: Sequence[Message],
         sampling: SamplingConfig | None = None,
         n_candidates: int = 0,
-        caller: str = "",
+        caller: str | None = None,
     ) -> Reply:
         """Starts the reply to ``messages`` and yields it one character at a time; closing the iterator stops the work.
 
@@ -70,7 +70,8 @@ class Generator:
                 outgrow the window, whole turns are left out, oldest first.
             sampling: the settings; None takes the defaults.
             n_candidates: how many of the most probable next characters each Step tells about.
-            caller: who asks. Where conversations wait, each caller is served in turn, however many it sends.
+            caller: who asks. However many it sends, no caller gets more than half of the places, and where
+                conversations wait, each is served in turn. None: somebody of its own.
 
         Raises:
             UserError: before the first Step: no message to answer, or one that does not fit the window.
@@ -78,9 +79,11 @@ class Generator:
         """
         sampling = sampling or SamplingConfig()
         prompt = self._prompt(messages, sampling.max_new_tokens)
-        return self._scheduler.submit(Conversation(prompt, sampling, n_candidates, caller))
+        return self._scheduler.submit(Conversation(prompt, sampling, n_candidates, caller or object()))
 
-    def reply(self, messages: Sequence[Message], sampling: SamplingConfig | None = None, caller: str = "") -> str:
+    def reply(
+        self, messages: Sequence[Message], sampling: SamplingConfig | None = None, caller: str | None = None
+    ) -> str:
         """The whole reply; see ``stream``."""
         return "".join(step.text for step in self.stream(messages, sampling, caller=caller))
 

@@ -9,6 +9,7 @@ Shapes in comments: B rows, T tokens, D d_model, H heads, K = D / H width of a h
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
@@ -80,9 +81,17 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.requires_grad and x.device.type == "cpu":
+        if x.device.type != "cpu":
+            return F.rms_norm(x, self.weight.shape, self.weight.type_as(x), self.eps)
+        if x.requires_grad:
             return NormWithGradient.apply(x, self.weight.type_as(x), self.eps)
-        return F.rms_norm(x, self.weight.shape, self.weight.type_as(x), self.eps)
+        return x * inverse_rms(x, self.eps) * self.weight.type_as(x)
+
+
+def inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """(..., D) -> (..., 1): one over the root of the mean square."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return (length.square_() / x.shape[-1] + eps).rsqrt_().to(x.dtype)
 
 
 class NormWithGradient(torch.autograd.Function):
@@ -90,8 +99,7 @@ class NormWithGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        scale = (length.square_() / x.shape[-1] + eps).rsqrt_().to(x.dtype)  # (..., 1)
+        scale = inverse_rms(x, eps)  # (..., 1)
         unit = x * scale
         ctx.save_for_backward(unit, scale, weight)
         return unit * weight
@@ -145,22 +153,32 @@ class KVCache:
         positions = torch.tensor(starts, device=device).unsqueeze(1) + torch.arange(length, device=device)
         index = torch.tensor(slots, device=device)
         # Neighbouring slots are read in place; scattered ones must be copied together first.
-        together = slots == list(range(slots[0], slots[0] + len(slots)))
-        rows = slice(slots[0], slots[0] + len(slots)) if together else index
+        neighbours = slots == list(range(slots[0], slots[0] + len(slots)))
+        rows = slice(slots[0], slots[0] + len(slots)) if neighbours else index
         # Without a mask every row sees all there is, or, from the very beginning on, what stands before each token.
         same = min(starts) == max(starts)
-        return CacheRows(self, index, rows, positions, end, masked=not (same and (length == 1 or starts[0] == 0)))
+        masked = not (same and (length == 1 or starts[0] == 0))
+        return CacheRows(self, index, rows, positions, end, masked, together=neighbours and same)
 
 
 class CacheRows:
     """The part of a KVCache that one forward pass continues: B conversations, T new tokens each."""
 
     def __init__(
-        self, cache: KVCache, index: Tensor, rows: Tensor | slice, positions: Tensor, end: int, masked: bool
+        self,
+        cache: KVCache,
+        index: Tensor,
+        rows: Tensor | slice,
+        positions: Tensor,
+        end: int,
+        masked: bool,
+        together: bool = False,
     ) -> None:
         """``index`` (B,): the slots, and ``rows`` the same for reading; ``positions`` (B, T): places of the new tokens;
-        ``end``: places to attend to, those beyond a token's own ``masked``."""
+        ``end``: places to attend to, those beyond a token's own ``masked``; ``together``: all rows go on at one place,
+        so that the new tokens are one block of the cache."""
         self.cache, self.index, self.rows, self.positions, self.end = cache, index, rows, positions, end
+        self.together = together
         self.mask = None
         if masked:
             seen = torch.arange(end, device=positions.device) <= positions.unsqueeze(-1)
@@ -168,10 +186,12 @@ class CacheRows:
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Stores new keys and values (B, H, T, K) behind the old ones; returns all of them, (B, H, end, K)."""
-        place = (self.index.unsqueeze(1), slice(None), self.positions)  # addresses (B, T, H, K)
         both = ((self.cache.keys[layer], keys), (self.cache.values[layer], values))
         for stored, new in both:
-            stored[place] = new.transpose(1, 2).to(stored.dtype)
+            if self.together:
+                stored[self.rows, :, self.end - new.shape[2] : self.end] = new
+            else:  # addresses (B, T, H, K)
+                stored[self.index.unsqueeze(1), :, self.positions] = new.transpose(1, 2).to(stored.dtype)
         return tuple(stored[self.rows, :, : self.end] for stored, _ in both)
 
 
@@ -189,6 +209,10 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(head_size, config.norm_eps)
         self.k_norm = RMSNorm(head_size, config.norm_eps)
 
+    def project(self, x: Tensor) -> Sequence[Tensor]:
+        """What each token asks for, what it can be found by, and what it has to say: queries, keys, values."""
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+
     def forward(
         self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, layer: int, memory: CacheRows | None
     ) -> Tensor:
@@ -197,9 +221,10 @@ class Attention(nn.Module):
         def heads(projected: Tensor) -> Tensor:  # (B, T, D) -> (B, T, H, K)
             return projected.view(rows, length, -1, self.head_size)
 
-        queries = rotate(self.q_norm(heads(self.q_proj(x))).transpose(1, 2), *rotary)  # (B, H, T, K)
-        keys = rotate(self.k_norm(heads(self.k_proj(x))).transpose(1, 2), *rotary)
-        values = heads(self.v_proj(x)).transpose(1, 2)
+        queries, keys, values = (heads(projected) for projected in self.project(x))
+        queries = rotate(self.q_norm(queries).transpose(1, 2), *rotary)  # (B, H, T, K)
+        keys = rotate(self.k_norm(keys).transpose(1, 2), *rotary)
+        values = values.transpose(1, 2)
         if memory is not None:
             keys, values = memory.extend(layer, keys, values)
         # softmax(q k^T / sqrt(K)) v. Without a mask given, a query sees its own place and everything before it.
@@ -221,8 +246,12 @@ class FeedForward(nn.Module):
         self.up_proj = nn.Linear(config.d_model, config.d_ff, bias=False)
         self.down_proj = nn.Linear(config.d_ff, config.d_model, bias=False)
 
+    def project(self, x: Tensor) -> Sequence[Tensor]:
+        return self.gate_proj(x), self.up_proj(x)
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.project(x)
+        return self.down_proj(F.silu(gate) * up)
 
 
 class Block(nn.Module):
@@ -312,8 +341,8 @@ class DialogueModel(nn.Module):
         if segments is not None:
             same = segments[:, :, None] == segments[:, None, :]  # (B, T, T)
             mask = same.tril().unsqueeze(1)  # (B, 1, T, T), shared by the heads
-            if x.device.type == "cpu":
-                mask = torch.zeros_like(mask, dtype=x.dtype).masked_fill_(~mask, -torch.inf)
+        if mask is not None and x.device.type == "cpu":  # where plain matrix products are the faster attention
+            mask = torch.zeros_like(mask, dtype=x.dtype).masked_fill_(~mask, -torch.inf)
         for layer, block in enumerate(islice(self.layers, self.depth)):
             x = block(x, rotary, mask, layer, memory)
         return self.norm(x)

@@ -8,6 +8,8 @@ costs little and keeps the result close.
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -53,14 +55,26 @@ def in_precision(model: Model, precision: str) -> Model:
         return model if same else copy.deepcopy(model).to(dtype)
     made = copy.deepcopy(model).float()
     convert = Int8Linear if precision == "int8" else HalfLinear
+    if made.architecture == "studytiny":
+        # Methods make way for layers: matrices that read the same x become one, and the output matrix, which is the
+        # embedding itself, gets a layer of its own.
+        for block in made.layers:
+            attention, mlp = block.self_attn, block.mlp
+            _join(attention, ("q_proj", "k_proj", "v_proj"), convert)
+            _join(mlp, ("gate_proj", "up_proj"), convert)
+        made.__dict__["unembed"] = convert(made.embed_tokens.weight.detach(), None)
     for module in list(made.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
                 setattr(module, name, convert(child.weight.detach(), child.bias))
-    if made.architecture == "studytiny":
-        # Its output matrix is the embedding itself and no layer: the method makes way for one.
-        made.__dict__["unembed"] = convert(made.embed_tokens.weight.detach(), None)
     return made
+
+
+def _join(part: nn.Module, names: Sequence[str], convert: type[nn.Module]) -> None:
+    """Makes one layer of several of ``part``, whose ``project`` gives the results of each."""
+    weights = [part._modules.pop(name).weight.detach() for name in names]
+    joined = convert(torch.cat(weights), None)
+    part.__dict__["project"] = lambda x: joined(x).split([len(weight) for weight in weights], dim=-1)
 
 
 class HalfLinear(nn.Module):
@@ -99,7 +113,7 @@ class Int8Linear(nn.Module):
 
 def round_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """(..., K) float32 -> (..., K) int8 and (..., 1) float32, whose product is nearly x; each row's largest is 127."""
-    scale = x.abs().amax(-1, keepdim=True).clamp_min_(1e-30).div_(127)
+    scale = torch.linalg.vector_norm(x, math.inf, dim=-1, keepdim=True).clamp_min_(1e-30).div_(127)
     return (x / scale).round_().to(torch.int8), scale
 
 

@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -75,7 +75,7 @@ class Conversation:
     unread: list[int]  # the prompt at first, then the character just written
     sampling: SamplingConfig
     n_candidates: int
-    caller: str
+    caller: Hashable
     random: random.Random = field(init=False)
     reply: list[int] = field(default_factory=list)
     slot: int | None = None
@@ -83,7 +83,7 @@ class Conversation:
     made: int = 0  # steps, also the one that says the end
     taken: int = 0
     left: bool = False  # the reader is gone, or the reply is complete
-    rested_since: float | None = None
+    rests_since: float | None = None
     steps: queue.SimpleQueue[Step | BaseException | None] = field(default_factory=queue.SimpleQueue)  # None: the end
 
     def __post_init__(self) -> None:
@@ -141,6 +141,7 @@ class Scheduler:
         self._window = window
         self._free = list(range(running))[::-1]
         self._most_waiting = waiting
+        self._most_of_one = max(1, running // 2)  # caller
         self._running: list[Conversation] = []
         self._waiting: list[Conversation] = []
         self._changed = threading.Condition()  # guards the lists, the thread and ``closed``
@@ -229,40 +230,48 @@ class Scheduler:
                             conversation.give(_closed())
                 self._admit()
                 self._asleep = True  # before looking: a reader who takes a step now will wake us
-                ready = [each for each in self._running if each.made - each.taken < AHEAD]
-                if ready or not self._running:
-                    self._asleep = False
-                    if not ready:
-                        self._thread = None  # the next one to come starts another
-                    return ready
-                self._rest()
+                ready = [each for each in self._running if not self._rests(each)]
+                if not ready and self._running:  # every reader is behind
+                    self._changed.wait(PATIENCE / 2)
+                    continue
+                self._asleep = False
+                if not ready:
+                    self._thread = None  # the next one to come starts another
+                return ready
 
     def _admit(self) -> None:
-        """Lets those go who left, and gives their slots to those in line: next is whose caller has fewest running."""
-        for gone in (each for each in self._running if each.left):
-            self._free.append(gone.slot)
-        self._running = [each for each in self._running if not each.left]
+        """Lets those go who left, and gives their slots to those in line: next is whose caller has fewest running.
+
+        Half of the slots are more than one caller gets, whoever else is there: the next to come finds a free one.
+        """
+        running, self._running = self._running, []
+        for each in running:  # asked once each: a reader may leave at any moment
+            if each.left:
+                self._free.append(each.slot)
+            else:
+                self._running.append(each)
         self._waiting = [each for each in self._waiting if not each.left]
+        served = Counter(each.caller for each in self._running)
         while self._free and self._waiting:
-            served = Counter(each.caller for each in self._running)
             next_one = min(self._waiting, key=lambda each: served[each.caller])  # the first in line among equals
+            if served[next_one.caller] >= self._most_of_one:
+                break
+            served[next_one.caller] += 1
             self._waiting.remove(next_one)
             next_one.slot = self._free.pop()
             self._replies[next_one.slot] = PAD_ID
             self._running.append(next_one)
 
-    def _rest(self) -> None:
-        """Every reader is behind: waits for one, but not for ever where others wait for the slot."""
+    def _rests(self, conversation: Conversation) -> bool:
+        """Whether its reader is so far behind that there is no use in going on; after a time it loses its slot."""
+        if conversation.made - conversation.taken < AHEAD:
+            conversation.rests_since = None
+            return False
         now = time.monotonic()
-        for each in self._running:
-            each.rested_since = each.rested_since or now
-        longest = min(each.rested_since for each in self._running)
-        self._changed.wait(max(0.0, longest + PATIENCE - now))
-        for each in self._running:
-            if each.made - each.taken < AHEAD:
-                each.rested_since = None
-            elif time.monotonic() - each.rested_since >= PATIENCE:
-                each.give(UserError(f"这条回复有 {PATIENCE:.0f} 秒没有人接着读，已经停下；请重新提问。"))
+        conversation.rests_since = conversation.rests_since or now
+        if now - conversation.rests_since >= PATIENCE and not conversation.left:
+            conversation.give(UserError(f"这条回复有 {PATIENCE:.0f} 秒没有人接着读，已经停下；请重新提问。"))
+        return True
 
     def _shares(self, conversations: Sequence[Conversation]) -> list[tuple[Conversation, int]]:
         """How many tokens each may read in this step: one who is writing its character, the prompts a piece."""
@@ -289,15 +298,14 @@ class Scheduler:
                 logits[row, END_ID] = -math.inf  # a reply is never empty
         # Those who choose among very many go apart; for one, it is the same as if they were not there.
         large = [not 0 < each.sampling.top_k <= LARGE_K and each.sampling.temperature > 0 for each in conversations]
-        drawn: dict[int, Step | UserError | None] = {}  # row -> what its reader gets
-        for apart in (False, True):
-            rows = [row for row, is_large in enumerate(large) if is_large is apart]
-            if rows:
+        if any(large) and not all(large):
+            drawn: dict[int, Step | UserError | None] = {}  # row -> what its reader gets
+            for apart in (False, True):
+                rows = [row for row, is_large in enumerate(large) if is_large is apart]
                 group = [conversations[row] for row in rows]
-                everyone = len(rows) == len(large)
-                drawn |= zip(
-                    rows, self._draw(group, *((x if everyone else x[rows]) for x in (logits, raw))), strict=True
-                )
+                drawn |= zip(rows, self._draw(group, logits[rows], raw[rows]), strict=True)
+        else:
+            drawn = dict(enumerate(self._draw(conversations, logits, raw)))
         # All of it at the end: the readers wake up at once and would take the processor from what is left to do.
         for row, each in enumerate(conversations):
             step = drawn[row]

@@ -57,9 +57,9 @@ def scheduler(engine, tokenizer):
     scheduler.close()
 
 
-def ask(scheduler, caller="", length=5, prompt=3, **settings):
+def ask(scheduler, caller=None, length=5, prompt=3, **settings):
     sampling = SamplingConfig(max_new_tokens=length, **settings)
-    return scheduler.submit(Conversation([9] * prompt, sampling, 0, caller))
+    return scheduler.submit(Conversation([9] * prompt, sampling, 0, caller or object()))
 
 
 def wait_until(condition):
@@ -146,13 +146,13 @@ def test_a_long_prompt_does_not_stop_the_others(scheduler, engine):
 
 def test_a_caller_who_floods_does_not_keep_another_waiting(scheduler, engine):
     engine.go.clear()
-    flood = [ask(scheduler, "flood", length=4, prompt=3) for _ in range(9)]  # 4 are answered, 5 wait
+    flood = [ask(scheduler, "flood", length=40, prompt=3) for _ in range(9)]
     quiet = ask(scheduler, "quiet", length=4, prompt=5)
     engine.go.set()
     with ThreadPoolExecutor(10) as pool:
-        assert [len(steps) for steps in pool.map(list, [*flood, quiet])] == [4] * 10
+        assert [len(steps) for steps in pool.map(list, [*flood, quiet])] == [40] * 9 + [4]
     prompts = [len(row.ids) for rows in engine.steps for row in rows if row.start == 0]
-    assert prompts.index(5) < 8  # it came last, and as soon as a slot was free it had one
+    assert prompts.index(5) <= 2  # half of the four slots are left for others
 
 
 def test_a_full_line_turns_newcomers_away_in_a_sentence(scheduler, engine):
