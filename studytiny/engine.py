@@ -20,6 +20,7 @@ from studytiny.fixed_passes import FixedPasses
 from studytiny.kernel import Int8Kernel, KernelUnavailable
 from studytiny.model import DialogueModel
 from studytiny.precision import in_precision
+from studytiny.sampling import best_first
 
 MOST_THREADS = 4  # of the kernel: a step is short, and at some fifty places in it all threads wait for each other
 
@@ -43,12 +44,17 @@ class Engine(Protocol):
     def step(self, rows: Sequence[Row]) -> Tensor:
         """Logits (number of wanted rows, V), float32 on the CPU, in the order of ``rows``."""
 
+    def top(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """As ``sampling.best_first``."""
+
     def close(self) -> None:
         """Gives back what the engine holds; no step may follow."""
 
 
 class TorchEngine:
     """Either architecture in plain PyTorch, on any device."""
+
+    top = staticmethod(best_first)
 
     def __init__(self, model: Model, slots: int, fixed: bool | None = None) -> None:
         """``fixed``: single tokens are read in passes of fixed shapes, which a GPU can replay; None: on CUDA."""
@@ -100,6 +106,9 @@ class KernelEngine:
         ends = accumulate(len(row.ids) for row in rows)
         wanted = [end - 1 for end, row in zip(ends, rows, strict=True) if row.wanted]
         return self.kernel.step(ids, slots, positions, wanted)
+
+    def top(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        return self.kernel.top(logits, k)
 
     def close(self) -> None:
         self.kernel.close()

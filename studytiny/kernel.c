@@ -541,3 +541,51 @@ int kernel_step(Kernel *k, int rows, const int *ids, const int *slot, const int 
     work(k, &k->worker[0], step);
     return 0;
 }
+
+// ---- choosing ----
+enum { MOST_TOP = 256 };
+typedef struct {
+    float value;
+    int64_t id;
+} Entry;
+
+// Falling order. n is small, and all but the last few entries are in order already.
+static void sort_entries(Entry *e, int n) {
+    for (int i = 1; i < n; i++) {
+        Entry moved = e[i];
+        int at = i;
+        for (; at && e[at - 1].value < moved.value; at--) e[at] = e[at - 1];
+        e[at] = moved;
+    }
+}
+
+// The k <= MOST_TOP largest of each row of (rows, vocab) in falling order -> values, ids (rows, k). Few numbers of a row
+// ever come among the k largest so far, so nearly all of them are only compared with the smallest of those.
+void kernel_top(const float *logits, int rows, int vocab, int k, float *values, int64_t *ids) {
+    const int room = k + k / 4;  // sorted when so many have gathered
+    for (int r = 0; r < rows; r++, logits += vocab, values += k, ids += k) {
+        Entry best[MOST_TOP + MOST_TOP / 4 + LANES];
+        float least = -__builtin_inff();
+        int n = 0;
+        for (int i = 0; i < vocab; i += LANES) {
+            const int some = vocab - i < LANES ? vocab - i : LANES;
+            if (some == LANES) {
+                const whole above = load(logits + i) > least;
+                int any = 0;
+                for (int j = 0; j < LANES; j++) any |= above[j];
+                if (!any) continue;
+            }
+            for (int j = 0; j < some; j++)
+                if (logits[i + j] > least) best[n++] = (Entry){logits[i + j], i + j};
+            if (n > room) {
+                sort_entries(best, n);
+                n = k, least = best[k - 1].value;
+            }
+        }
+        sort_entries(best, n);
+        for (int i = 0; i < k; i++) {
+            values[i] = i < n ? best[i].value : -__builtin_inff();
+            ids[i] = i < n ? best[i].id : 0;
+        }
+    }
+}

@@ -32,6 +32,7 @@ FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-shared",
 CPU_FLAGS = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler knows
 COMPILE_SECONDS = 60
 PANEL, HEAD = 64, 16  # of kernel.c: to what sizes are padded
+MOST_TOP = 256  # of kernel.c
 
 
 class KernelUnavailable(Exception):
@@ -130,6 +131,8 @@ def _load(path: Path) -> ctypes.CDLL:
     library.kernel_free.argtypes = [pointer]
     library.kernel_free.restype = None
     library.kernel_step.argtypes = [pointer, ctypes.c_int, ints, ints, ints, ctypes.c_int, ints, pointer]
+    library.kernel_top.argtypes = [pointer, ctypes.c_int, ctypes.c_int, ctypes.c_int, pointer, pointer]
+    library.kernel_top.restype = None
     return library
 
 
@@ -329,6 +332,19 @@ class Int8Kernel:
                     raise ValueError(f"row {i} does not follow the row before it")
         if starts != len(set(slots)):
             raise ValueError("the rows of a slot do not stand together")
+
+    def top(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k largest of each row of ``logits`` (R, V) float32 in falling order, and their places; each (R, k).
+
+        NaN is passed over: a row without k numbers is filled up with -inf.
+        """
+        rows, vocab = logits.shape
+        if k > MOST_TOP or k > vocab:
+            return logits.topk(k)
+        logits = logits.contiguous()
+        values, ids = torch.empty(rows, k), torch.empty(rows, k, dtype=torch.int64)
+        self._library.kernel_top(logits.data_ptr(), rows, vocab, k, values.data_ptr(), ids.data_ptr())
+        return values, ids
 
     def close(self) -> None:
         """Ends the threads and frees the memory."""

@@ -7,7 +7,7 @@ settings of their own are (R, V) with settings (R, 1). -inf means "never".
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -91,11 +91,22 @@ def keep_top_p(ordered: Tensor, p: Tensor | float) -> Tensor:
     return ordered.masked_fill((before >= p) & (torch.as_tensor(p) < 1), -math.inf)
 
 
-def shape_logits(logits: Tensor, replies: Tensor, configs: Sequence[SamplingConfig]) -> Shaped:
+def best_first(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best of each row, in falling order, and which they are; each (..., k)."""
+    return logits.topk(k)
+
+
+def shape_logits(
+    logits: Tensor,
+    replies: Tensor,
+    configs: Sequence[SamplingConfig],
+    top: Callable[[Tensor, int], tuple[Tensor, Tensor]] = best_first,
+) -> Shaped:
     """All stages before the draw, for R conversations at once: logits (R, V) -> the best of each row, (R, k).
 
     ``replies`` (R, n) are the replies' characters so far; shorter ones are filled up with any token that is never
-    drawn. The user's own words are not penalised: a good answer often repeats them, a name for instance.
+    drawn. The user's own words are not penalised: a good answer often repeats them, a name for instance. ``top`` does
+    what ``best_first`` does, for an engine that does it faster.
     """
     size = logits.shape[-1]
     if replies.numel() and any(config.repetition_penalty != 1 for config in configs):
@@ -104,13 +115,13 @@ def shape_logits(logits: Tensor, replies: Tensor, configs: Sequence[SamplingConf
     k = [1 if config.temperature == 0 else min(config.top_k or size, size) for config in configs]
     # Top-k before temperature, which does not change the order: what follows has k entries instead of V. They are
     # float64 so that a sum does not depend on how many entries other conversations ask for.
-    best = logits.topk(max(k))
-    ordered = apply_temperature(best.values.double(), _column(best.values, [c.temperature or 1 for c in configs]))
+    values, ids = top(logits, max(k))
+    ordered = apply_temperature(values.double(), _column(values, [config.temperature or 1 for config in configs]))
     if min(k) < max(k):
         ordered = keep_top_k(ordered, _column(ordered, k))
     if any(config.top_p < 1 for config in configs):
         ordered = keep_top_p(ordered, _column(ordered, [config.top_p for config in configs]))
-    return Shaped(ordered, best.indices)
+    return Shaped(ordered, ids)
 
 
 @dataclass(frozen=True)

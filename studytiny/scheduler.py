@@ -15,7 +15,7 @@ import random
 import threading
 import time
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -31,6 +31,10 @@ from studytiny.tokenizer import END_ID, PAD_ID, SPECIAL_TOKENS, Tokenizer
 PIECE = 64  # prompt tokens read in one step, of all conversations together
 AHEAD = 8  # characters written that the reader has not taken yet; then its conversation rests
 PATIENCE = 60.0  # seconds a conversation may rest before its slot is given away
+BUNCH = 4  # characters handed over together while they come faster than
+SOON = (
+    0.005  # this many seconds apart: nobody reads that fast, and waking a thread takes as long as drawing a character
+)
 LARGE_K = 256  # a top_k above this is worked out apart, so that it slows down only its own conversation
 
 
@@ -81,19 +85,27 @@ class Conversation:
     slot: int | None = None
     read: int = 0  # tokens
     made: int = 0  # steps, also the one that says the end
+    unsent: list[Step | BaseException | None] = field(default_factory=list)
+    sent_at: float = -math.inf
     taken: int = 0
     left: bool = False  # the reader is gone, or the reply is complete
     rests_since: float | None = None
-    steps: queue.SimpleQueue[Step | BaseException | None] = field(default_factory=queue.SimpleQueue)  # None: the end
+    # Bunches of steps; None is the end.
+    steps: queue.SimpleQueue[list[Step | BaseException | None]] = field(default_factory=queue.SimpleQueue)
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.sampling.seed)  # None seeds it from the system's entropy
 
     def give(self, step: Step | BaseException | None) -> None:
         """Hands a step to the reader; the end or an error is the last."""
-        self.left = self.left or not isinstance(step, Step)
+        ended = not isinstance(step, Step)
+        self.left = self.left or ended
         self.made += 1
-        self.steps.put(step)
+        self.unsent.append(step)
+        now = time.monotonic()
+        if ended or len(self.unsent) >= BUNCH or now - self.sent_at >= SOON:
+            self.steps.put(self.unsent)
+            self.unsent, self.sent_at = [], now
 
 
 class Reply(Iterator[Step]):
@@ -103,11 +115,14 @@ class Reply(Iterator[Step]):
         self._scheduler = scheduler
         self._conversation = conversation
         self._ended = False
+        self._bunch: deque[Step | BaseException | None] = deque()
 
     def __next__(self) -> Step:
         if self._ended:
             raise StopIteration
-        step = self._conversation.steps.get()
+        if not self._bunch:
+            self._bunch += self._conversation.steps.get()
+        step = self._bunch.popleft()
         self._conversation.taken += 1
         if isinstance(step, Step):
             self._scheduler.wake_if_asleep()
@@ -145,7 +160,8 @@ class Scheduler:
         self._running: list[Conversation] = []
         self._waiting: list[Conversation] = []
         self._changed = threading.Condition()  # guards the lists, the thread and ``closed``
-        self._thread: threading.Thread | None = None
+        self._thread: threading.Thread | None = None  # the latest
+        self._working = False  # is it at work, or has it ended, or is about to?
         self._asleep = False
         self._closed = False
         # The replies so far, for the repetition penalty: (slot, character). NumPy's, because PyTorch lets other threads
@@ -169,8 +185,9 @@ class Scheduler:
             if len(self._waiting) >= self._most_waiting + len(self._free):  # a free slot is taken before the next step
                 self._make_room(conversation.caller)
             self._waiting.append(conversation)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="generator", daemon=True)
+            if not self._working:
+                self._working = True
+                self._thread = threading.Thread(target=self._work, args=(self._thread,), name="generator", daemon=True)
                 self._thread.start()
             self._changed.notify()
         return Reply(self, conversation)
@@ -204,7 +221,9 @@ class Scheduler:
     # the thread's side
 
     @torch.inference_mode()
-    def _work(self) -> None:
+    def _work(self, previous: threading.Thread | None) -> None:
+        if previous is not None:
+            previous.join()  # so that waiting for the latest is waiting for all
         while conversations := self._next():
             shares = self._shares(conversations)
             rows = [self._row(conversation, share) for conversation, share in shares]
@@ -236,7 +255,7 @@ class Scheduler:
                     continue
                 self._asleep = False
                 if not ready:
-                    self._thread = None  # the next one to come starts another
+                    self._working = False  # the next one to come starts another
                 return ready
 
     def _admit(self) -> None:
@@ -321,7 +340,7 @@ class Scheduler:
         """The next character of each; None is the end. ``raw``: the logits (R, V) before anything was forbidden."""
         longest = max(len(each.reply) for each in group)
         replies = torch.from_numpy(self._replies[[each.slot for each in group], :longest])
-        shaped = shape_logits(logits, replies, [each.sampling for each in group])
+        shaped = shape_logits(logits, replies, [each.sampling for each in group], self._engine.top)
         token_ids = draw(shaped, [each.random.random() for each in group])
         for row, (each, token_id, sound) in enumerate(zip(group, token_ids, shaped.are_numbers(), strict=True)):
             if not sound:

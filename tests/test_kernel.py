@@ -377,3 +377,28 @@ class TestCache:
         started = [subprocess.Popen(command, env=environment(folder), cwd=ROOT) for _ in range(3)]
         assert [process.wait(timeout=120) for process in started] == [0, 0, 0]
         assert [path.suffix for path in folder.iterdir()] == [".so"]
+
+
+@needs_compiler
+@pytest.mark.parametrize(("vocab", "k"), [(6711, 50), (6711, 1), (6711, 256), (100, 100), (7, 7), (17, 3), (300, 299)])
+def test_the_largest_are_those_of_pytorch(model, vocab, k):
+    kernel = Int8Kernel(model, slots=1, threads=1)
+    logits = torch.randn(5, vocab, generator=torch.Generator().manual_seed(k))
+    logits[1] = logits[1].sort().values  # the worst order there is
+    logits[2] = logits[2].sort(descending=True).values
+    values, ids = kernel.top(logits, k)
+    assert torch.equal(values, logits.topk(k).values)
+    assert torch.equal(logits.gather(1, ids), values)
+    assert all(len(set(row)) == k for row in ids.tolist())
+
+
+@needs_compiler
+def test_the_largest_of_what_is_forbidden_or_no_number(model):
+    kernel = Int8Kernel(model, slots=1, threads=1)
+    logits = torch.full((3, 40), -torch.inf)
+    logits[1] = torch.nan
+    logits[2, [3, 30]] = 1.0
+    values, ids = kernel.top(logits, 5)
+    assert not torch.isfinite(values[:2]).any()
+    assert values[2].tolist() == [1.0, 1.0, *[-torch.inf] * 3]
+    assert ids[2, :2].tolist() == [3, 30]
