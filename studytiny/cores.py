@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -70,3 +71,19 @@ def use_granted_cores() -> int:
     if torch.get_num_threads() > cores:
         torch.set_num_threads(cores)
     return torch.get_num_threads()
+
+
+def use_one_thread_here() -> None:
+    """From now on PyTorch's operations in the calling thread do not ask other threads for help.
+
+    Every thread that calls PyTorch gets helpers of its own, and where helpers outnumber the cores, OpenMP lets all of
+    them sleep and wakes them for every operation: beside a main thread that has computed something, two threads write
+    half as many characters as one.
+    """
+    before = torch.get_num_threads()
+    if before > 1:
+        torch.set_num_threads(1)
+        # This was also a wish for threads to come, and for matrix products everywhere; said again, elsewhere, it holds.
+        again = threading.Thread(target=torch.set_num_threads, args=(before,))
+        again.start()
+        again.join()

@@ -559,27 +559,57 @@ static void sort_entries(Entry *e, int n) {
     }
 }
 
-// The k <= MOST_TOP largest of each row of (rows, vocab) in falling order -> values, ids (rows, k). Few numbers of a row
-// ever come among the k largest so far, so nearly all of them are only compared with the smallest of those.
+// Some number that at least k of the n numbers exceed, and not many more. The numbers are dealt to GROUPS x LANES hands;
+// where k hands hold one above a number, so do k numbers. Halving finds such a number near the highest.
+static float exceeded_by(const float *p, int n, int k) {
+    enum { GROUPS = 8, ROUNDS = 14 };
+    const float none = -__builtin_inff();
+    lanes best[GROUPS];
+    for (int g = 0; g < GROUPS; g++) best[g] = (lanes){} + none;
+    for (int i = 0; i + GROUPS * LANES <= n; i += GROUPS * LANES)
+        for (int g = 0; g < GROUPS; g++) best[g] = larger(best[g], load(p + i + g * LANES));
+    float high = none;
+    for (int g = 0; g < GROUPS; g++) high = largest(best[g]) > high ? largest(best[g]) : high;
+    float low = high - 30.0f, middle = low;
+    for (int round = 0; round <= ROUNDS; round++) {
+        whole above = {};
+        for (int g = 0; g < GROUPS; g++) above -= best[g] > middle;  // true is -1
+        int count = 0;
+        for (int j = 0; j < LANES; j++) count += above[j];
+        if (count >= k) low = middle;
+        else if (round == 0) return none;
+        else high = middle;
+        middle = low + (high - low) / 2;
+    }
+    return low;
+}
+
+// The k <= MOST_TOP largest of each row of (rows, vocab) in falling order -> values, ids (rows, k). Nearly all numbers
+// are only compared with one that k others exceed: a guess at first, then the smallest of the k largest so far.
 void kernel_top(const float *logits, int rows, int vocab, int k, float *values, int64_t *ids) {
     const int room = k + k / 4;  // sorted when so many have gathered
     for (int r = 0; r < rows; r++, logits += vocab, values += k, ids += k) {
-        Entry best[MOST_TOP + MOST_TOP / 4 + LANES];
-        float least = -__builtin_inff();
+        Entry best[MOST_TOP + MOST_TOP / 4 + 1];
+        float least = exceeded_by(logits, vocab, k);
         int n = 0;
-        for (int i = 0; i < vocab; i += LANES) {
-            const int some = vocab - i < LANES ? vocab - i : LANES;
-            if (some == LANES) {
-                const whole above = load(logits + i) > least;
-                int any = 0;
-                for (int j = 0; j < LANES; j++) any |= above[j];
+        for (int i = 0; i < vocab; i += 4 * LANES) {
+            const int some = vocab - i < 4 * LANES ? vocab - i : 4 * LANES;
+            if (some == 4 * LANES) {
+                const float *p = logits + i;
+                const whole above = (load(p) > least) | (load(p + LANES) > least) | (load(p + 2 * LANES) > least) |
+                                    (load(p + 3 * LANES) > least);
+                uint64_t pairs[LANES / 2], any = 0;
+                memcpy(pairs, &above, sizeof pairs);
+                for (int j = 0; j < LANES / 2; j++) any |= pairs[j];
                 if (!any) continue;
             }
-            for (int j = 0; j < some; j++)
-                if (logits[i + j] > least) best[n++] = (Entry){logits[i + j], i + j};
-            if (n > room) {
-                sort_entries(best, n);
-                n = k, least = best[k - 1].value;
+            for (int j = 0; j < some; j++) {
+                if (!(logits[i + j] > least)) continue;
+                best[n++] = (Entry){logits[i + j], i + j};
+                if (n > room) {
+                    sort_entries(best, n);
+                    n = k, least = best[k - 1].value;
+                }
             }
         }
         sort_entries(best, n);

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from studytiny.cores import use_one_thread_here
 from studytiny.engine import Engine, Row
 from studytiny.errors import UserError
 from studytiny.sampling import MAX_NEW_TOKENS, SamplingConfig, Shaped, draw, shape_logits
@@ -224,6 +225,7 @@ class Scheduler:
     def _work(self, previous: threading.Thread | None) -> None:
         if previous is not None:
             previous.join()  # so that waiting for the latest is waiting for all
+        use_one_thread_here()
         while conversations := self._next():
             shares = self._shares(conversations)
             rows = [self._row(conversation, share) for conversation, share in shares]

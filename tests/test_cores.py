@@ -79,3 +79,28 @@ def test_a_process_bound_to_one_core_uses_one_thread():
 
 def test_there_is_at_least_one_core():
     assert granted_cores() >= 1
+
+
+def test_one_thread_here_leaves_the_others_as_they_are():
+    code = """
+import threading, torch
+from studytiny.cores import use_one_thread_here
+torch.set_num_threads(3)
+threads = []
+def ask():
+    threads.append(torch.get_num_threads())
+def inside():
+    use_one_thread_here()
+    ask()
+for target in (inside, ask):
+    thread = threading.Thread(target=target)
+    thread.start()
+    thread.join()
+ask()
+print(*threads)
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == [
+        "1",
+        "3",
+        "3",
+    ]
