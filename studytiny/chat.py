@@ -1,7 +1,7 @@
 """Chat in the terminal: ``python -m studytiny.chat [--model NAME_OR_FOLDER] [--temperature T] ...``
 
 Every reply is streamed and remembered. ``exit``, ``quit`` or ``bye`` leaves, and so does the end of the input; Ctrl-C
-stops a reply, or leaves when nothing is being said.
+stops a reply, or leaves when nothing is being said. ``STUDYTINY_FILTER=1`` drops rude replies (``studytiny.safety``).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from studytiny.command import CommandParser, number, run_command
 from studytiny.errors import UserError
 from studytiny.generator import Generator
 from studytiny.hub import BundledModelUsed, load_model
+from studytiny.safety import is_filter_on, safe_stream
 from studytiny.sampling import SamplingConfig
 
 LEAVE = {"exit", "quit", "bye"}
@@ -88,18 +89,21 @@ def speak(generator: Generator, messages: Sequence[dict[str, str]], sampling: Sa
     Raises:
         UserError: before anything is printed: the message cannot be answered.
     """
-    steps = generator.stream(messages, sampling)
+    texts = safe_stream(generator, messages, sampling, filtered=is_filter_on("terminal"))
     print(MODEL, end="", flush=True)
     reply = ""
     try:
-        for step in steps:
-            print(step.text, end="", flush=True)
-            reply += step.text
+        for text in texts:
+            if not text.startswith(reply):  # a rude one was dropped
+                print(f" ……（换一句）\n{MODEL}", end="")
+                reply = ""
+            print(text[len(reply) :], end="", flush=True)
+            reply = text
         print()
     except KeyboardInterrupt:
         print(" ……（已停止）")
     finally:
-        steps.close()
+        texts.close()
     return reply
 
 

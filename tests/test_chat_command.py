@@ -15,6 +15,7 @@ from studytiny import DialogueModel, Tokenizer, save_checkpoint
 from studytiny.chat import YOU, build_parser, chat, main, speak
 from studytiny.errors import UserError
 from studytiny.generator import Generator, Reply, Step
+from studytiny.safety import FILTER_VARIABLE, HELP
 from studytiny.sampling import SamplingConfig
 from tests.loopback_hub import REPOSITORY, LoopbackHub
 from tests.published_factory import write_published
@@ -106,14 +107,16 @@ def test_study_tiny_model_is_fetched_and_answers(tmp_path: Path) -> None:
 
 
 class Recorder:
-    """Stands in for a Generator: remembers what it was asked, and answers with the number of messages."""
+    """Stands in for a Generator: remembers what it was asked, and answers with ``texts`` in turn, or with the number
+    of messages."""
 
-    def __init__(self) -> None:
+    def __init__(self, *texts: str) -> None:
         self.asked: list[list[dict[str, str]]] = []
+        self.texts = list(texts)
 
-    def stream(self, messages, sampling):
+    def stream(self, messages, sampling, caller=""):
         self.asked.append(list(messages))
-        return (Step(character, 7) for character in str(len(messages)))
+        return (Step(character, 7) for character in (self.texts.pop(0) if self.texts else str(len(messages))))
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, *lines: str | type[BaseException]) -> None:
@@ -136,6 +139,27 @@ def test_earlier_turns_are_remembered(monkeypatch: pytest.MonkeyPatch, capsys: p
     chat(recorder, SamplingConfig())
     assert [turn["content"] for turn in recorder.asked[1]] == ["你好", "1", "你是谁"]
     assert "StudyTiny：3" in capsys.readouterr().out
+
+
+def test_who_is_in_danger_is_answered_by_us(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers(monkeypatch, "我不想活了", "bye")
+    recorder = Recorder()
+    chat(recorder, SamplingConfig())
+    assert recorder.asked == [] and HELP[0] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("switch", "shown"),
+    [("1", "StudyTiny：天气不错， ……（换一句）\nStudyTiny：下雨了\n"), ("0", "StudyTiny：天气不错，滚！\n")],
+)
+def test_a_rude_reply_is_broken_off_only_when_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], switch: str, shown: str
+) -> None:
+    monkeypatch.setenv(FILTER_VARIABLE, switch)
+    reply = speak(Recorder("天气不错，滚！", "下雨了"), [{"role": "user", "content": "你好"}], SamplingConfig())
+    assert capsys.readouterr().out == shown and shown.endswith(f"{reply}\n")
 
 
 @pytest.mark.parametrize("end", ["exit", "QUIT", " Bye ", EOFError, KeyboardInterrupt])

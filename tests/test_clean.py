@@ -6,8 +6,9 @@ import re
 import pytest
 
 from studytiny import UserError
+from studytiny.word_lists import RUDE_WORDS_FILE
 from train import demo
-from train.clean import RUDE_WORDS_FILE, RULES, clean, has_words, is_rude, normalise_text
+from train.clean import RULES, clean, has_words, is_rude, normalise_text
 
 NAMES = [rule.name for rule in RULES]
 

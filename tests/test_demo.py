@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ import pytest
 from studytiny.command import run_command
 from train.demo import FOLDER, TopicError, compose_dialogues, generate, write_conv
 from train.demo.__main__ import main
+from train.demo.compose import MAX_COST, MAX_TURNS
+from train.demo.topics import load_book
 
 ROOT = Path(__file__).resolve().parents[1]
 RUDE = ("操你", "傻逼", "他妈", "妈的", "滚开", "滚蛋", "混蛋", "贱", "废物", "垃圾", "去死", "王八", "屁")
@@ -43,8 +46,8 @@ def test_same_seed_same_dialogues_also_in_another_process():
 def test_every_dialogue_has_the_promised_shape(corpus):
     assert len(corpus) == 8000
     for dialogue in corpus:
-        assert 2 <= len(dialogue.turns) <= 16 and len(dialogue.turns) % 2 == 0
-        assert sum(len(turn) + 2 for turn in dialogue.turns) < 256
+        assert 2 <= len(dialogue.turns) <= MAX_TURNS and len(dialogue.turns) % 2 == 0
+        assert sum(len(turn) + 2 for turn in dialogue.turns) <= MAX_COST < 512
         for turn in dialogue.turns:
             assert turn and turn == turn.strip() and "\n" not in turn
 
@@ -54,27 +57,186 @@ def test_no_slot_and_no_choice_is_left_unfilled(corpus):
         assert not re.search(r"[{}|@<>()]", "".join(dialogue.turns)), dialogue.turns
 
 
+def latest(dialogue, fact, before):
+    """The value of `fact` told last before the turn `before`, and the turn it was told at."""
+    found = [(turn, value) for turn, name, value in dialogue.told if name == fact and turn <= before]
+    return found[-1] if found else None
+
+
 def test_a_told_fact_is_answered_with_its_latest_value(corpus):
     from_afar = 0
     for dialogue in corpus:
         for at, fact in dialogue.recalled:
-            turn, value = [(turn, value) for turn, name, value in dialogue.told if name == fact and turn < at][-1]
+            turn, value = latest(dialogue, fact, at)
             assert value in dialogue.turns[turn] and value in dialogue.turns[at], (fact, dialogue.turns)
             from_afar += at - turn > 1
-    assert from_afar > 2500
+    assert from_afar > 8000
+
+
+def events(corpus, *kinds):
+    found = [(dialogue, event) for dialogue in corpus for event in dialogue.events if event.kind in kinds]
+    assert found
+    return found
+
+
+def test_a_question_about_a_told_fact_is_answered_with_the_fact(corpus):
+    for dialogue, event in events(corpus, "询问"):
+        _, value = latest(dialogue, event.facts[0], event.turn)
+        said = dialogue.turns[event.turn] + dialogue.turns[event.turn + 1]
+        assert value in said, (event, dialogue.turns)
+
+
+def test_a_wrong_claim_is_corrected_with_the_right_value(corpus):
+    for dialogue, event in events(corpus, "记混"):
+        _, value = latest(dialogue, event.facts[0], event.turn)
+        assert value not in dialogue.turns[event.turn], (event, dialogue.turns)
+        assert value in dialogue.turns[event.turn + 1], (event, dialogue.turns)
+
+
+def test_a_right_claim_is_agreed_with(corpus):
+    for dialogue, event in events(corpus, "确认"):
+        _, value = latest(dialogue, event.facts[0], event.turn)
+        assert value in dialogue.turns[event.turn], (event, dialogue.turns)
+        assert re.match("对|没错|是的", dialogue.turns[event.turn + 1]), (event, dialogue.turns)
+
+
+def test_a_correction_replaces_the_old_value(corpus):
+    for dialogue, event in events(corpus, "更正"):
+        fact = event.facts[0]
+        turn, value = latest(dialogue, fact, event.turn)
+        assert turn == event.turn and value != latest(dialogue, fact, event.turn - 1)[1], (event, dialogue.turns)
+        assert latest(dialogue, fact, event.turn - 1)[1] not in value
 
 
 def test_a_fact_never_told_is_not_made_up(corpus):
-    unknown = "你还没告诉我你的名字呢。"
-    replies = [(d, at) for d in corpus for at, turn in enumerate(d.turns) if turn == unknown]
-    assert replies
-    for dialogue, at in replies:
-        assert not [fact for turn, fact, _ in dialogue.told if fact == "name" and turn < at], dialogue.turns
+    about_name = 0
+    for dialogue, event in events(corpus, "未知"):
+        assert not [name for turn, name, _ in dialogue.told if name in event.facts and turn <= event.turn]
+        answered = {name for at, name in dialogue.recalled if at == event.turn + 1}
+        assert not answered & set(event.facts), (event, dialogue.turns)
+        about_name += event.facts == ("name",)
+    assert about_name > 200
+
+
+def test_a_name_of_somebody_else_is_not_the_users_name(corpus):
+    seen = 0
+    for dialogue, event in events(corpus, "未知"):
+        others = [value for turn, name, value in dialogue.told if name in ("other", "friend") and turn < event.turn]
+        reply = dialogue.turns[event.turn + 1]
+        seen += bool(others) and event.facts == ("name",)
+        assert event.facts != ("name",) or not any(f"你叫{value}" in reply for value in others)
+    assert seen > 100
+
+
+def test_what_a_pronoun_stands_for_was_spoken_of_before():
+    book = load_book(FOLDER)
+    meant = {
+        id(e): s.refers[0] for sections in book.sections.values() for s in sections if s.refers for e in s.exchanges
+    }
+    assert len(meant) > 30 and {"petname", "friend", "other", "home"} <= set(meant.values())
+
+
+def test_a_reply_to_a_pronoun_names_the_latest_pet(corpus):
+    answers = 0
+    for dialogue in corpus:
+        for turn, topic in dialogue.topics:
+            if topic != "pronouns" or not re.match("它(多大|几岁|爱吃|喜欢吃)", dialogue.turns[turn]):
+                continue
+            _, value = latest(dialogue, "petname", turn)
+            assert value in dialogue.turns[turn + 1], dialogue.turns
+            answers += 1
+    assert answers > 20
+
+
+def test_the_same_friend_is_not_he_and_she(corpus):
+    for dialogue in corpus:
+        topics = [(turn, topic) for turn, topic in dialogue.topics if topic in ("fact_friend", "pronouns")]
+        if {name for _, name, _ in dialogue.told} & {"other"}:
+            continue  # two people may well be he and she
+        said = "".join(dialogue.turns[turn] + dialogue.turns[turn + 1] for turn, _ in topics)
+        assert not ("他" in said and "她" in said), dialogue.turns
+
+
+def test_the_reply_to_a_name_uses_it(corpus):
+    told = [(d, turn, value) for d in corpus for turn, fact, value in d.told if fact == "name"]
+    assert sum(value in dialogue.turns[turn + 1] for dialogue, turn, value in told) > 0.9 * len(told)
+
+
+def test_kinds_come_in_sensible_shares(corpus):
+    def share(condition):
+        return sum(map(bool, map(condition, corpus))) / len(corpus)
+
+    def about(kind):
+        return share(lambda dialogue: any(event.kind == kind for event in dialogue.events))
+
+    assert 0.6 < share(lambda d: any(at - latest(d, fact, at)[0] > 1 for at, fact in d.recalled)) < 0.85
+    assert 0.25 < share(lambda d: any(fact == "name" for _, fact, _ in d.told)) < 0.55
+    assert 0.15 < share(lambda d: len({fact for _, fact, _ in d.told}) > 2) < 0.5
+    assert 0.12 < share(lambda d: any(topic == "pronouns" for _, topic in d.topics)) < 0.4
+    assert share(lambda d: 4 <= len(d.turns) <= 14) > 0.5 and share(lambda d: len(d.turns) < 4) < 0.1
+    assert 0.12 < about("记混") < 0.4 and 0.06 < about("确认") < 0.3 and 0.12 < about("更正") < 0.4
+    assert 0.1 < about("未知") < 0.4
+    talk = [topic for dialogue in corpus for _, topic in dialogue.topics]
+    assert 0.3 < sum(not topic.startswith(("fact_", "pronouns", "just_now")) for topic in talk) / len(talk) < 0.7
+
+
+def test_names_are_open_and_evenly_spread(corpus):
+    names = [value for dialogue in corpus for _, fact, value in dialogue.told if fact == "name"]
+    assert len(set(names)) > 0.6 * len(names)
+    characters = Counter(character for name in names for character in name)
+    assert len(characters) > 500 and characters.most_common(1)[0][1] < 0.06 * sum(characters.values())
+
+
+def test_characters_of_values_are_seen_often(corpus):
+    seen = Counter(character for dialogue in corpus for turn in dialogue.turns for character in turn)
+    book = load_book(FOLDER)
+    used = {name for name in book.values if name in book.facts}
+    while more := {n for u in used for line in book.values[u] for n in line.slots if n in book.values} - used:
+        used |= more
+    texts = "".join(re.sub("[{][a-z_]+[}]|[()|]", "", line.text) for name in used for line in book.values[name])
+    rare = {character for character in texts if seen[character] < 5}
+    assert len(rare) < 0.01 * len(set(texts)), "".join(sorted(rare))
+
+
+def copied_folder(tmp_path: Path) -> Path:
+    for part in ("topics", "values"):
+        shutil.copytree(FOLDER / part, tmp_path / part)
+    (tmp_path / "probes" / "values").mkdir(parents=True)
+    return tmp_path
+
+
+def test_held_out_values_are_never_composed(tmp_path):
+    folder = copied_folder(tmp_path)
+    free = compose_dialogues(600, 3, FOLDER)
+    told = Counter(value for d in free for _, fact, value in d.told if fact in ("name", "home", "food", "petname"))
+    held_out = [value for value, _ in told.most_common(60)]
+    (folder / "probes" / "values" / "mine.txt").write_text(
+        "# 留给测验\n\n" + "\n".join(held_out) + "\n", encoding="utf-8"
+    )
+    dialogues = compose_dialogues(600, 3, folder)
+    values = [value for dialogue in dialogues for _, _, value in dialogue.told]
+    assert len(values) > 500 and not set(values) & set(held_out)
+    assert not [v for v in values for held in held_out if len(held) > 1 and not held.isdigit() and held in v]
+
+
+def test_a_held_out_list_that_leaves_nothing_is_one_sentence(tmp_path):
+    folder = copied_folder(tmp_path)
+    (folder / "probes" / "values" / "all.txt").write_text("春天\n夏天\n秋天\n冬天\n", encoding="utf-8")
+    with pytest.raises(TopicError) as caught:
+        compose_dialogues(2000, 0, folder)
+    assert "season.txt" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_slip_of_the_fingers_spares_the_values(corpus):
+    for dialogue in corpus:
+        for turn, _, value in dialogue.told:
+            assert value in dialogue.turns[turn], dialogue.turns
 
 
 def test_no_rude_word_is_printed(corpus):
     for dialogue in corpus:
-        assert not [word for word in RUDE if word in "".join(dialogue.turns)], dialogue.turns
+        text = re.sub("(妈|我|爸)妈的|马屁", "", "".join(dialogue.turns))
+        assert not [word for word in RUDE if word in text], dialogue.turns
 
 
 def test_dialogues_hardly_repeat_and_open_in_many_ways(corpus):
@@ -99,6 +261,7 @@ def test_nobody_is_told_goodbye_in_the_middle(corpus):
         ("@话题\n> 你好\n   < 你好呀。\n", 3, "缩进"),
         ("@话题 权重=多\n> 你好\n< 你好呀。\n", 1, "权重"),
         ("> 你好\n< 你好呀。\n", 1, "@"),
+        ("@话题 已知=moon\n> 你好\n< 你好呀。\n", 3, "moon"),
     ],
 )
 def test_a_broken_topic_file_is_named_with_its_line(tmp_path, text, line, what):

@@ -22,6 +22,7 @@ import pytest
 import app  # sets what Gradio reads while it is imported
 from studytiny import DialogueModel, Generator, SamplingConfig, Tokenizer, UserError, hub, save_checkpoint
 from studytiny.generator import Step
+from studytiny.safety import FILTER_VARIABLE, HELP, POLITE
 from studytiny.web import conversation, launch_options, serve
 from studytiny.web.chat_events import ChatEvents, clear, last_question, undo
 from studytiny.web.chat_tab import download_status, example_cards, model_choices
@@ -164,8 +165,8 @@ def test_a_wrong_seed_is_refused(typed: object) -> None:
 def test_first_and_last_text_always_come(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(step=0.01)
     monkeypatch.setattr(conversation.time, "monotonic", lambda: 100 + next(clock))
-    steps = (Step(character, 0) for character in "一二三四五六七八九十")
-    texts = list(conversation._paced(steps, 0.05))
+    growing = ("一二三四五六七八九十"[:length] for length in range(1, 11))
+    texts = list(conversation._paced(growing, 0.05))
     assert texts[0] == "一" and texts[-1] == "一二三四五六七八九十"
     assert len(texts) == 3
 
@@ -181,6 +182,21 @@ def test_closing_the_reply_stops_the_model(shelf: ModelShelf, monkeypatch: pytes
     assert list(reply) == []
     time.sleep(0.2)
     assert len(drawn) <= seen + 1 < 30
+
+
+class Rude:
+    """Stands in for a Generator that knows only one word."""
+
+    def stream(self, messages: object, sampling: SamplingConfig, caller: str = "") -> Iterator[Step]:
+        return (Step(character, 7) for character in "滚！")
+
+
+def test_the_page_is_polite_unless_that_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [{"role": "user", "content": "你好"}]
+    monkeypatch.delenv(FILTER_VARIABLE, raising=False)
+    assert list(stream_reply(Rude(), asked, SamplingConfig()))[-1] in [chinese for chinese, _ in POLITE]
+    monkeypatch.setenv(FILTER_VARIABLE, "0")
+    assert list(stream_reply(Rude(), asked, SamplingConfig()))[-1] == "滚！"
 
 
 # models
@@ -305,6 +321,22 @@ def test_a_mistake_is_one_notice_and_nothing_is_lost(
     assert NOTICES[0].isascii() == (language == "en")
     for chat, box in updates:
         assert not isinstance(chat, list) and "value" not in box
+
+
+@pytest.mark.parametrize(
+    ("message", "answer"),
+    [("我不想活了", HELP[0]), ("i want to die", HELP[1]), ("我想死。" + "长" * 10_000, HELP[0])],
+)
+@pytest.mark.parametrize(
+    ("chosen", "settings"), [("bundled", DEFAULTS), ("nowhere", DEFAULTS), ("bundled", (math.nan, *DEFAULTS[1:]))]
+)
+def test_who_is_in_danger_is_answered_whatever_the_model_and_the_settings(
+    events: ChatEvents, message: str, answer: str, chosen: str, settings: tuple[Any, ...]
+) -> None:
+    chat = last(events.send(None, [], message, "zh", chosen, *settings))
+    assert chat == [{"role": "user", "content": message}, {"role": "assistant", "content": answer}]
+    assert list(events.chat(None, message, model=chosen))[-1] == answer
+    assert NOTICES == []
 
 
 def test_retry_edit_undo_and_clear(events: ChatEvents) -> None:

@@ -13,15 +13,12 @@ from __future__ import annotations
 import re
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 from studytiny.errors import UserError
+from studytiny.word_lists import is_rude
 from train.corpus import INVISIBLE
-
-RUDE_WORDS_FILE = Path(__file__).parent / "rude_words.txt"
 
 MOST_REPEATS = 3  # of one punctuation mark
 FREQUENT_SHARE = 2000  # a reply may be given to one exchange in so many,
@@ -51,55 +48,6 @@ def normalise_text(text: str) -> str:
     text = _LONG_DASH_OR_DOTS.sub(r"\1\1", text)
     text = _REPEATED.sub(lambda match: match[1] * MOST_REPEATS, text)
     return " ".join(text.split())
-
-
-# An entry of the file: what may not, or must, stand before it; how it begins: a character, [one of some] or (?:a|b),
-# perhaps optional; and the rest.
-_ENTRY = re.compile(r"(?:\(\?<([!=])([^()]*)\))?(\[[^]^-]+\]|\(\?:[^()]+\)|[^][()\\.^])(\??)(.*)")
-
-
-def _beginnings(entry: str) -> Iterator[tuple[str, str]]:
-    """For each character that an entry can begin with: that character, and what has to match after it.
-
-    Together they match wherever the entry does, for the question whether it is there at all.
-    """
-    entry = re.sub(r"^\^", "(?<=^)", entry)
-    # "At the start or after one of these" is "not after any other".
-    entry = re.sub(r"^\(\?:\^\|\[?([^])]+)\]?\)", lambda found: f"(?<![^{found[1].replace('|', '')}])", entry)
-    parts = _ENTRY.fullmatch(entry)
-    if parts is None:
-        raise UserError(f"{RUDE_WORDS_FILE} 里的 {entry} 读不懂；请让它以一个字、[几个字] 或 (?:几个词) 开头。")
-    kind, before, first, optional, rest = parts.groups()
-    if len(first) == 1 and not optional:
-        # What stands before is looked at last: the character itself is rarely there.
-        yield first, (f"(?<{kind}(?:{before}).)" if kind else "") + rest
-        return
-    choices = first[3:-1].split("|") if first[0] == "(" else list(first.strip("[]"))
-    for choice in choices + [""] * len(optional):
-        yield from _beginnings((f"(?<{kind}{before})" if kind else "") + choice + rest)
-
-
-@cache
-def _rude_pattern(ascii_only: bool) -> re.Pattern[str]:
-    """All entries as one pattern ``a(?:...)|b(?:...)``, a branch for each first character: ``re`` then skips all other
-    characters at once, where a plain list of entries would be tried in full at every place. ``ascii_only``: without
-    what no ASCII text can hold, which leaves little.
-    """
-    branches: dict[str, list[str]] = {}
-    for line in RUDE_WORDS_FILE.read_text(encoding="utf-8").split("\n"):
-        if line.strip() and not line.startswith("#"):
-            for first, rest in _beginnings(line.strip()):
-                # All that IGNORECASE takes for it: ``re`` skips to characters, not to letters of either case.
-                for form in set(re.findall(first, first + first.upper() + "ſKıİ", re.IGNORECASE)):
-                    branches.setdefault(form, []).append(rest)
-    return re.compile(
-        "|".join(f"{first}(?i:{'|'.join(rests)})" for first, rests in branches.items() if first.isascii() >= ascii_only)
-    )
-
-
-def is_rude(text: str) -> bool:
-    """True if ``text`` holds an unambiguous insult or obscenity of ``rude_words.txt``."""
-    return _rude_pattern(text.isascii()).search(text) is not None
 
 
 # Faces drawn with letters or with Chinese characters that are none there.

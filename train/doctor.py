@@ -257,7 +257,7 @@ def describe(report: Report) -> str:
     if vocabulary.rare:
         example = f"，例如 {vocabulary.rare_examples}" if vocabulary.rare_examples else ""
         lines.append(f"  只出现一两次的 {vocabulary.rare} 个，很难学会{example}")
-    lines += ["", f"含脏话的对话：{share(report.rude_dialogues)}（按 train/rude_words.txt；这里不显示）"]
+    lines += ["", f"含脏话的对话：{share(report.rude_dialogues)}（按 studytiny/rude_words.txt；这里不显示）"]
     if report.cleaning:
         lines += ["", "如果清洗，每条规则的前后（可以逐条关掉）", str(CleaningResult([], report.cleaning))]
     lines += ["", "训练会用到的", f"  训练：{size(report.training)}", f"  留作测试：{size(report.held_out)}"]

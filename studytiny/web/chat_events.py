@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from studytiny.errors import UserError
+from studytiny.safety import help_for
 from studytiny.web.conversation import (
     MAX_MESSAGE,
     Turns,
@@ -115,10 +116,13 @@ class ChatEvents:
     def _begin(
         self, request: gr.Request, history: object, message: str, model: object, settings: tuple[object, ...]
     ) -> tuple[Turns, Iterator[str]]:
+        turns = [*flatten(history), {"role": "user", "content": message}]
+        answer = help_for(message)
+        if answer is not None:  # first of all: no wrong setting, length or missing model may stand in the way of it
+            return turns, iter([answer])
         if len(message) > MAX_MESSAGE:
             raise MessageTooLong(len(message))
         sampling = sampling_from(*settings)
-        turns = [*flatten(history), {"role": "user", "content": message}]
         return turns, stream_reply(self._shelf.generator(model), turns, sampling, caller_of(request))
 
     def chat(

@@ -8,7 +8,8 @@ import unicodedata
 from collections.abc import Iterator
 
 from studytiny.errors import UserError
-from studytiny.generator import Generator, Reply
+from studytiny.generator import Generator
+from studytiny.safety import is_filter_on, safe_stream
 from studytiny.sampling import SamplingConfig
 
 Turns = list[dict[str, str]]
@@ -111,20 +112,20 @@ def _seed(value: object) -> object:
 
 
 def stream_reply(generator: Generator, turns: Turns, sampling: SamplingConfig, caller: str = "") -> Iterator[str]:
-    """The reply so far, again and again, at most one every ``YIELD_SECONDS``; closing it stops the model.
+    """The reply so far, again and again, at most one every ``YIELD_SECONDS``; closing it stops the model. A reply that
+    turns rude starts again, see ``studytiny.safety``.
 
     Raises:
         UserError: at once, before the first text.
     """
-    return _paced(generator.stream(turns, sampling, caller=caller))
+    return _paced(safe_stream(generator, turns, sampling, caller, is_filter_on("page")))
 
 
-def _paced(steps: Reply, seconds: float = YIELD_SECONDS) -> Iterator[str]:
-    """Joins the characters of ``steps``: the first at once, then one text every ``seconds``, and the last always."""
+def _paced(texts: Iterator[str], seconds: float = YIELD_SECONDS) -> Iterator[str]:
+    """Leaves out some of ``texts``: the first comes at once, then one every ``seconds``, and the last always."""
     said, shown, last = "", "", 0.0
     try:
-        for step in steps:
-            said += step.text
+        for said in texts:
             now = time.monotonic()
             if not shown or now - last >= seconds:
                 shown, last = said, now
@@ -132,4 +133,4 @@ def _paced(steps: Reply, seconds: float = YIELD_SECONDS) -> Iterator[str]:
         if said != shown:
             yield said
     finally:
-        steps.close()  # a visitor who leaves or presses Stop must not cost another character
+        texts.close()  # a visitor who leaves or presses Stop must not cost another character

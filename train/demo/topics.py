@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -16,11 +16,43 @@ from pathlib import Path
 from studytiny.errors import UserError
 
 SLOT = re.compile(r"\{(\??)([a-z_]+)(\d*)\}")
+PIECE = re.compile(r"(\{\??[a-z_]+\d*\}|[()|])")
 CHOICE = re.compile(r"\(([^()]*)\)")
-KINDS = ("话题", "开头", "结尾", "接话", "答问", "刚才", "询问", "更正", "未知")
-FACT_KINDS = ("询问", "更正", "未知")
+KINDS = ("话题", "开头", "结尾", "接话", "答问", "刚才", "总结", "询问", "记混", "确认", "更正", "未知")
+FACT_KINDS = ("询问", "记混", "确认", "更正", "未知")
+FLAGS = ("连问", "不复述", "可迟")
 COMPUTED = frozenset({"a", "b", "sum", "big", "small", "diff", "next", "cn_a", "cn_b", "cn_sum"})
 QUOTED = frozenset({"last_user", "last_bot", "first_user"})
+PERSONS = frozenset({"ta", "pal", "other_ta"})  # the pronoun of the friend, a word for the friend, the other's pronoun
+RECAP = "recap"
+SAME = "same"  # inside a value: what stands before it, once more
+NEVER = "never"  # values/never.txt: values no slot may take
+TYPED = "typed"  # values/typed.txt: how hurried people write
+TEMPER = 0.7  # 1: a file's share grows with its length and weights; 0: all files alike
+
+Part = str | tuple[str, str] | list["tuple[Part, ...]"]  # text, slot (name, digits), choice
+
+
+def parse(text: str) -> tuple[Part, ...]:
+    """The text as parts ready to be filled; `{?name}` leaves nothing behind. Brackets must be paired."""
+    options: list[list[Part]] = [[]]
+    above: list[list[list[Part]]] = []
+    for piece in PIECE.split(text):
+        if piece == "(":
+            above.append(options)
+            options = [[]]
+        elif piece == "|" and above:
+            options.append([])
+        elif piece == ")":
+            choice: Part = [tuple(option) for option in options]
+            options = above.pop()
+            options[-1].append(choice)
+        elif slot := SLOT.fullmatch(piece):
+            if not slot[1]:
+                options[-1].append((slot[2], slot[3]))
+        elif piece:
+            options[-1].append(piece)
+    return tuple(options[0])
 
 
 def expand(text: str, choose: Callable[[list[str]], str]) -> str:
@@ -40,6 +72,10 @@ class Line:
 
     text: str
     where: str
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        return parse(self.text)
 
     @cached_property
     def slots(self) -> frozenset[str]:
@@ -91,6 +127,8 @@ class Section:
     groups: frozenset[str] = frozenset()
     touches: frozenset[str] = frozenset()
     flags: frozenset[str] = frozenset()
+    given: frozenset[str] = frozenset()  # facts that must be known
+    refers: tuple[str, ...] = ()  # a pronoun means the first of these; none of the others may be nearer
 
 
 @dataclass(eq=False)
@@ -99,27 +137,87 @@ class Book:
 
     sections: dict[str, list[Section]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
     values: dict[str, list[Line]] = field(default_factory=dict)
+    banned: set[str] = field(default_factory=set)
 
     @cached_property
     def facts(self) -> frozenset[str]:
         """What a user can tell and ask for later: the slots that have an `询问` section."""
         return frozenset(fact for section in self.sections["询问"] for fact in section.facts)
 
+    @cached_property
+    def importance(self) -> dict[str, float]:
+        """How often each fact is told: the greatest weight of the `询问` sections that ask for it first."""
+        found = dict.fromkeys(sorted(self.facts), 0.0)
+        for section in self.sections["询问"]:
+            found[section.facts[0]] = max(found[section.facts[0]], section.weight)
+        return found
+
+    @cached_property
+    def leans(self) -> dict[str, frozenset[str]]:
+        """Facts that must be known before a fact can be told: the pet's age comes after the pet's name."""
+        found: dict[str, frozenset[str]] = {}
+        for fact in sorted(self.facts):
+            given = [section.given for section, _ in self.pool("话题", fact)[0]]
+            found[fact] = frozenset.intersection(*given) if given else frozenset()
+        return found
+
+    @cached_property
+    def typos(self) -> list[tuple[str, str]]:
+        """Pairs (as it is written here, as hurried people type it) of `values/typed.txt`."""
+        return [tuple(line.text.split("=")) for line in self.values.get(TYPED, [])]
+
     @cache  # noqa: B019 - a Book lives as long as the program
-    def pool(self, kind: str, tells: str = "") -> tuple[list[tuple[Section, Exchange]], list[float]]:
-        """The exchanges of `kind` (only those that tell the fact `tells`, if given) and their cumulative weights."""
-        pairs = [(s, e) for s in self.sections[kind] for e in s.exchanges if not tells or tells in e.user_slots]
-        return pairs, list(accumulate(section.weight for section, _ in pairs))
+    def pool(self, kind: str, fact: str = "") -> tuple[list[tuple[Section, Exchange]], list[float]]:
+        """The exchanges of `kind` and their cumulative weights.
+
+        With `fact`: those that tell it (`话题`) or are about it (kinds of facts). Without: of `话题` those that tell
+        nothing. The shares of the files are tempered, so that long files do not crowd out short ones.
+        """
+        pairs = [(s, e) for s in self.sections[kind] for e in s.exchanges]
+        if kind in FACT_KINDS:
+            pairs = [(s, e) for s, e in pairs if not fact or fact in s.facts]
+        elif kind == "话题":
+            told = {id(e): (e.user_slots & self.facts) - s.given for s, e in pairs}
+            pairs = [(s, e) for s, e in pairs if (fact in told[id(e)] if fact else not told[id(e)])]
+        return pairs, self.shares(pairs)
+
+    @cache  # noqa: B019 - a Book lives as long as the program
+    def referring(self, fact: str) -> tuple[list[tuple[Section, Exchange]], list[float]]:
+        """The exchanges that speak of `fact` with a pronoun, and their cumulative weights."""
+        kinds = ("话题", "询问", "未知")
+        found = [section for kind in kinds for section in self.sections[kind] if section.refers[:1] == (fact,)]
+        pairs = [(section, exchange) for section in found for exchange in section.exchanges]
+        return pairs, self.shares(pairs)
+
+    @cache  # noqa: B019 - a Book lives as long as the program
+    def mistaken(self, fact: str) -> tuple[list[tuple[Section, Exchange]], list[float]]:
+        """The questions for something unknown that could be taken for `fact`, and their cumulative weights."""
+        found = [section for section in self.sections["未知"] if fact in section.given and not section.refers]
+        pairs = [(section, exchange) for section in found for exchange in section.exchanges]
+        return pairs, self.shares(pairs)
+
+    def shares(self, pairs: list[tuple[Section, Exchange]]) -> list[float]:
+        files: dict[str, float] = {}
+        for section, _ in pairs:
+            files[section.name] = files.get(section.name, 0) + section.weight
+        return list(accumulate(s.weight * files[s.name] ** (TEMPER - 1) for s, _ in pairs))
 
     def check_slots(self) -> None:
         """Every slot must have a value file; a value may be composed of other values."""
-        known = self.values.keys() | COMPUTED | QUOTED | {f"old_{fact}" for fact in self.facts}
+        known = (
+            self.values.keys() | COMPUTED | QUOTED | PERSONS | {RECAP, SAME} | {f"old_{fact}" for fact in self.facts}
+        )
         exchanges = [e for sections in self.sections.values() for s in sections for e in s.exchanges]
         lines = [line for values in self.values.values() for line in values]
         while exchanges:
             exchange = exchanges.pop()
             lines += [*exchange.users, *(reply.line for reply in exchange.replies)]
             exchanges += [e for reply in exchange.replies for e in reply.follow_ups]
+        for section in (section for sections in self.sections.values() for section in sections):
+            for fact in (*section.facts, *section.given, *section.refers):
+                if fact not in self.facts:
+                    where = section.exchanges[0].replies[0].line.where
+                    raise TopicError(f"{where}：标题里写了 {fact}，可是没有“@询问 {fact}”。")
         for line in lines:
             if set("{}()|") & set(expand(SLOT.sub("", line.text), lambda _: "")):
                 raise TopicError(f"{line.where}：括号没有成对，或者花括号里不是小写英文的槽名。")
@@ -129,14 +227,24 @@ class Book:
 
 
 def load_book(folder: Path) -> Book:
-    """Read `folder/topics/*.txt` and `folder/values/*.txt`, in the order of their names."""
+    """Read `folder/topics/*.txt` and `folder/values/*.txt`, in the order of their names.
+
+    What stands in `folder/probes/values/*.txt` and in `values/never.txt` will fill no slot.
+    """
     book = Book()
+    for path in sorted((folder / "probes" / "values").glob("*.txt")):
+        book.banned.update(row.strip() for row in _read(path).splitlines() if not row.startswith("#"))
     for path in sorted((folder / "values").glob("*.txt")):
         rows = [(n, row.strip()) for n, row in enumerate(_read(path).splitlines(), 1)]
         lines = [Line(row, f"{path.name} 第 {n} 行") for n, row in rows if row and not row.startswith("#")]
         if not lines:
             raise TopicError(f"{path.name} 第 1 行：文件里一个值也没有。")
         book.values[path.stem] = lines
+        for line in lines if path.stem == TYPED else []:
+            if len(line.text.split("=")) != 2:
+                raise TopicError(f"{line.where}：要写成“什么=啥”这样，等号左右各一个说法。")
+    book.banned.update(line.text for line in book.values.pop(NEVER, []))
+    book.banned.discard("")
     for path in sorted((folder / "topics").glob("*.txt")):
         for section in _TopicParser(path).sections():
             book.sections[section.kind].append(section)
@@ -154,7 +262,7 @@ def _share_questions(book: Book) -> None:
         if not users:
             raise TopicError(f"{first.replies[0].line.where}：“未知”没有写用户的话，也没有对应的“询问”可借。")
         filled = (Exchange(users, first.replies), *section.exchanges[1:])
-        book.sections["未知"][i] = Section("未知", section.name, filled, section.facts, section.weight)
+        book.sections["未知"][i] = replace(section, exchanges=filled)
 
 
 def _read(path: Path) -> str:
@@ -218,13 +326,13 @@ class _TopicParser:
         kind, *words = header.split()
         if kind not in KINDS:
             raise self.fail(f"不认识“@{kind}”，可用的是{'、'.join(KINDS)}。", number)
-        options = {"权重": "1", "互斥": "", "涉及": ""}
+        options = {"权重": "1", "互斥": "", "涉及": "", "已知": "", "指代": ""}
         facts, flags = [], []
         for word in words:
             key, equals, value = word.partition("=")
             if equals and key in options:
                 options[key] = value
-            elif word in ("连问", "不复述"):
+            elif word in FLAGS:
                 flags.append(word)
             elif kind in FACT_KINDS and word.isascii() and not equals:
                 facts.append(word)
@@ -239,8 +347,13 @@ class _TopicParser:
         exchanges = self.exchanges(0, may_borrow=kind == "未知")
         if not exchanges:
             raise self.fail("这个标题下面没有对话。", number)
-        groups, touches = (frozenset(filter(None, options[key].split(","))) for key in ("互斥", "涉及"))
-        return Section(kind, self.path.stem, exchanges, tuple(facts), weight, groups, touches, frozenset(flags))
+        groups, touches, given, refers = (
+            tuple(filter(None, options[key].split(","))) for key in ("互斥", "涉及", "已知", "指代")
+        )
+        return Section(
+            kind, self.path.stem, exchanges, tuple(facts), weight,
+            frozenset(groups), frozenset(touches), frozenset(flags), frozenset(given), refers,
+        )  # fmt: skip
 
     def exchanges(self, depth: int, may_borrow: bool = False) -> tuple[Exchange, ...]:
         found = []
