@@ -2,7 +2,7 @@
 
 from studytiny.checkpoint import save_checkpoint
 from studytiny.errors import UserError
-from studytiny.generator import Candidate, Generator, Step
+from studytiny.generator import Candidate, Generator, GeneratorBusy, GeneratorClosed, Step
 from studytiny.hub import load_model
 from studytiny.import_published import import_published
 from studytiny.model import DialogueModel, ModelConfig
@@ -14,6 +14,8 @@ __all__ = [
     "Candidate",
     "DialogueModel",
     "Generator",
+    "GeneratorBusy",
+    "GeneratorClosed",
     "ModelConfig",
     "SamplingConfig",
     "Step",

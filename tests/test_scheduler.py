@@ -2,6 +2,8 @@
 
 import gc
 import random
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -12,8 +14,7 @@ import pytest
 import torch
 from conftest import assistant, user
 
-from studytiny import Generator, SamplingConfig, UserError
-from studytiny.generator import GeneratorBusy, GeneratorClosed
+from studytiny import Generator, GeneratorBusy, GeneratorClosed, SamplingConfig, UserError
 from studytiny.scheduler import AHEAD, PIECE, Conversation, Scheduler
 from studytiny.tokenizer import END_ID
 
@@ -332,9 +333,6 @@ def test_a_generator_used_after_close_says_so(model, tokenizer):
 
 @pytest.mark.parametrize("how_far", ["next(stream)", "list(stream)"])
 def test_a_program_may_end_at_any_moment(how_far):
-    import subprocess
-    import sys
-
     code = (
         "from studytiny import Generator, load_model\n"
         "generator = Generator(*load_model('bundled'))\n"
