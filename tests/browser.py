@@ -28,6 +28,7 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+SETTLED_MS = 400  # longer than the way of a question to the server and back
 START_SECONDS = 90  # generous: a busy machine imports torch slowly
 
 # app.py as it is, but with another bundled model, and one that takes its time so that a reply can be watched.
@@ -188,16 +189,23 @@ class ChatPage:
         self.box.press("Enter")
 
     def reply(self) -> str:
-        """Waits until nothing is being written and an answer is there; returns it."""
-        self.page.wait_for_function(
-            """() => {
+        """Waits until an answer is there and nothing is being written; returns it.
+
+        An edit leaves the former answer on the page until the server has taken the new question, so a state counts once
+        it has stayed for a moment; text and state are read together, for a newer state may follow at any time.
+        """
+        return self.page.wait_for_function(
+            """([stays]) => {
                 const rows = [...document.querySelectorAll('#chat [data-testid=user], #chat [data-testid=bot]')];
-                return rows.length && rows.at(-1).dataset.testid === 'bot' && rows.at(-1).innerText.trim()
+                const answered = rows.at(-1)?.dataset.testid === 'bot' && rows.at(-1).innerText.trim()
                     && document.querySelector('#message .submit-button')
                     && !document.querySelector('#message .stop-button');
-            }"""
-        )
-        return self.messages("bot")[-1]
+                const state = answered ? rows.map(row => row.innerText).join('\\0') : '';
+                if (state !== window.lastState) [window.lastState, window.sinceWhen] = [state, performance.now()];
+                return state && performance.now() - window.sinceWhen > stays ? rows.at(-1).innerText : false;
+            }""",
+            arg=[SETTLED_MS],
+        ).json_value()
 
     def press(self, label: str) -> None:
         """Presses the last button of that name in the chat: its newest message's."""
