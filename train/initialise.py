@@ -1,4 +1,5 @@
-"""Where training starts: blocks that add nothing yet, and embeddings that know which characters keep company.
+"""Where training starts: blocks that add nothing yet, embeddings that know which characters keep company, and a pair of
+heads that can copy (``train.induction``).
 
 A block whose two output matrices are zero leaves the stream of vectors as it is. So nothing random is in the way at
 first, and training can begin with the lower half of the blocks, at half the cost: the others join later unnoticed.
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from studytiny.model import DialogueModel
 from train.dataset import DialogueDataset
+from train.induction import plant_copying_heads
 
 WINDOW = 2  # neighbours on each side; the second counts half
 SMOOTHING = 0.75  # of the frequencies of neighbours, or rare ones would seem too good company
@@ -29,6 +31,7 @@ def prepare(model: DialogueModel, dataset: DialogueDataset) -> None:
     for layer in model.layers:
         layer.self_attn.o_proj.weight.zero_()
         layer.mlp.down_proj.weight.zero_()
+    plant_copying_heads(model, dataset)
 
 
 def neighbour_counts(dataset: DialogueDataset) -> Tensor:

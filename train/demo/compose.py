@@ -64,6 +64,7 @@ class Composer:
         self.due: list[tuple[int, str]] = []  # the exchange from which on a fact is to be asked for, fact
         self.theme: Section | None = None  # a section that still has something to say, to come back to
         self.quotable = True
+        self.filled: set[str] = set()  # slots of the wording filled last, of those between brackets only the chosen
 
     def compose(self) -> Dialogue:
         rng = self.rng
@@ -264,6 +265,7 @@ class Composer:
         if len(users) >= MANY and rng.random() < 0.25:
             user_line = users[0]  # what most people would type stands first
         user = self.typed(call + self.fill(user_line, bindings, by_user=True))
+        said = self.filled & self.book.facts
         replies = [reply for reply in exchange.replies if reply.line.needs <= known]
         if not replies:
             self.facts = before
@@ -278,8 +280,8 @@ class Composer:
             return False
         self.cost += cost
         self.used.add(self.key(section, exchange))
-        at, said = len(turns), user_line.slots & self.book.facts
-        repeated = (reply.line.slots & self.book.facts) | (set(recapped) if RECAP in reply.line.slots else set())
+        at = len(turns)
+        repeated = (self.filled & self.book.facts) | (set(recapped) if RECAP in reply.line.slots else set())
         self.latest = said - section.given
         self.dialogue.told += [(at, slot, self.facts[slot]) for slot in sorted(said)]
         self.dialogue.recalled += [(at + 1, slot) for slot in sorted(repeated)]
@@ -297,6 +299,7 @@ class Composer:
     def fill(self, line: Line, bindings: dict[str, str], by_user: bool) -> str:
         """Choose among `(a|b)` and fill the slots; a fact is the user's to tell, never the assistant's to invent."""
         pieces = list(self.pieces(line.parts))
+        self.filled = {"".join(piece) for piece in pieces if not isinstance(piece, str)}
         slips = self.book.typos if by_user and self.rng.random() < 0.05 else []
         found = []
         for piece in pieces:
