@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from studytiny.command import run_command
+from studytiny.word_lists import is_rude
 from train.demo import FOLDER, TopicError, compose_dialogues, generate, write_conv
 from train.demo.__main__ import main
 from train.demo.compose import MAX_COST, MAX_TURNS
@@ -154,6 +155,7 @@ def test_the_same_friend_is_not_he_and_she(corpus):
         if {name for _, name, _ in dialogue.told} & {"other"}:
             continue  # two people may well be he and she
         said = "".join(dialogue.turns[turn] + dialogue.turns[turn + 1] for turn, _ in topics)
+        said = said.replace("吉他", "").replace("其他", "")
         assert not ("他" in said and "她" in said), dialogue.turns
 
 
@@ -233,10 +235,12 @@ def test_a_slip_of_the_fingers_spares_the_values(corpus):
             assert value in dialogue.turns[turn], dialogue.turns
 
 
-def test_no_rude_word_is_printed(corpus):
+def test_no_reply_has_a_rude_word(corpus):
+    """Users may be rude; what the model learns to say is not."""
     for dialogue in corpus:
-        text = re.sub("(妈|我|爸)妈的|马屁", "", "".join(dialogue.turns))
-        assert not [word for word in RUDE if word in text], dialogue.turns
+        replies = "".join(dialogue.turns[1::2])
+        text = re.sub("(妈|我|爸)妈的|马屁|屁股|垃圾(?:桶|短信|天天倒|倒了|带走|分类|袋)|把垃圾", "", replies)
+        assert not is_rude(text) and not [word for word in RUDE if word in text], dialogue.turns
 
 
 def test_dialogues_hardly_repeat_and_open_in_many_ways(corpus):

@@ -148,7 +148,7 @@ def test_a_file_with_nothing_to_learn_is_still_described(tmp_path, content):
 
 
 def test_a_corpus_is_examined_by_name_unless_there_is_such_a_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "DEMO_DIALOGUES", 50)
+    monkeypatch.setitem(sources.OWN, "demo", 50)
     monkeypatch.chdir(tmp_path)
     report = examine("demo")
     assert (report.found.dialogues, report.encoding) == (50, "")

@@ -30,7 +30,7 @@ from train.convert import MAX_BYTES, kdconv_dialogues, qna_dialogues, unpack, xp
 from train.corpus import ConvDataset
 
 DEMO = "demo"
-DEMO_DIALOGUES = 40_000
+OWN = {DEMO: 40_000, "demo-large": 160_000}  # corpora written by this project: how many dialogues are composed
 
 CONNECT_SECONDS = 5.0  # for each of a host's addresses
 STALL_SECONDS = 15.0  # without a byte; a download that moves may take its time
@@ -149,19 +149,19 @@ _ALL = (
     _kdconv("travel", "旅游", "8d1f31295888cf61eff398bab8aa042f7fccd04a088bd63c939f0b79625a9093"),
 )
 SOURCES = {source.name: source for source in _ALL}
-NAMES = (DEMO, *SOURCES)
+NAMES = (*OWN, *SOURCES)
 KNOWN_PAIR = "M 呵呵\nM 是王若猫的。"  # in every genuine Xiaohuangji
 
 
 def load_corpus(name: str) -> ConvDataset:
-    """The corpus called ``name``: ``demo``, one of SOURCES (fetched the first time), or the path of a file: ``.conv``,
-    or the raw file or archive of one of SOURCES.
+    """The corpus called ``name``: one of OWN, one of SOURCES (fetched the first time), or the path of a file, which is
+    ``.conv``, or the raw file or archive of one of SOURCES.
 
     Raises:
         UserError: it is none of these, cannot be had, is damaged, or holds nothing to learn.
     """
-    if name == DEMO:
-        return ConvDataset.from_dialogues(demo.generate(DEMO_DIALOGUES), DEMO)
+    if name in OWN:
+        return ConvDataset.from_dialogues(demo.generate(OWN[name]), name)
     if name in SOURCES:
         return _read(SOURCES[name], fetch(SOURCES[name]))
     path = Path(name)
@@ -184,7 +184,7 @@ def load_corpus(name: str) -> ConvDataset:
 
 def licence_of(name: str) -> str:
     """The licence of what ``load_corpus(name)`` reads, for the run's report."""
-    if name == DEMO:
+    if name in OWN:
         return "Apache-2.0"
     return SOURCES[name].licence if name in SOURCES else "未知（自己的文件）"
 

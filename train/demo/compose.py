@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import NamedTuple
 
+from studytiny.word_lists import is_rude
+
 from .topics import COMPUTED, PERSONS, RECAP, SAME, Book, Exchange, Line, Part, Section, TopicError
 
 MAX_TURNS = 24
@@ -405,14 +407,17 @@ class Composer:
         return "，".join(clauses), facts
 
     def quotes(self) -> dict[str, str]:
-        """Earlier turns short enough to be repeated word for word."""
+        """Earlier turns short and polite enough to be repeated word for word."""
         turns = self.dialogue.turns
         if not turns or not self.quotable:
             return {}
         found = {"last_user": turns[-2], "last_bot": turns[-1], "first_user": turns[0]}
         if len(turns) < 4:
             del found["first_user"]
-        return {key: turn.rstrip("。？！?~～") for key, turn in found.items() if len(turn) <= QUOTE and "“" not in turn}
+        short = {
+            key: turn.rstrip("。？！?~～") for key, turn in found.items() if len(turn) <= QUOTE and "“" not in turn
+        }
+        return {key: turn for key, turn in short.items() if not is_rude(turn)}
 
     def typed(self, text: str) -> str:
         """The text as a hurried person types it: end punctuation often missing, a space where a comma belongs."""
