@@ -28,7 +28,8 @@ from train.__main__ import GROW
 from train.config import TrainConfig, learning_rate
 from train.corpus import ConvDataset
 from train.dataset import DialogueDataset
-from train.initialise import prepare
+from train.induction import plant_copying_heads
+from train.initialise import company_embeddings, prepare, silence_blocks
 from train.measures import bits_per_character
 from train.sources import load_corpus
 from train.trainer import TransformerTrainer
@@ -45,10 +46,15 @@ class AdamWTrainer(TransformerTrainer):
 
 def random_embeddings(model: DialogueModel, dataset: DialogueDataset) -> None:
     """``prepare`` without the embeddings that know which characters keep company."""
-    embeddings = model.embed_tokens.weight.detach().clone()
-    prepare(model, dataset)
-    with torch.no_grad():
-        model.embed_tokens.weight.copy_(embeddings)
+    silence_blocks(model)
+    plant_copying_heads(model, dataset)
+
+
+@torch.no_grad()
+def without_copying_heads(model: DialogueModel, dataset: DialogueDataset) -> None:
+    """``prepare`` without the heads that copy from the start."""
+    model.embed_tokens.weight.copy_(company_embeddings(dataset, model.config.d_model))
+    silence_blocks(model)
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ VARIANTS = (
     Variant("现在的做法"),
     Variant("AdamW（1e-3）代替 Muon", trainer=AdamWTrainer),
     Variant("嵌入从随机数开始", begin=random_embeddings),
+    Variant("不种会抄写的头", begin=without_copying_heads),
     Variant("一开始就用全部的层", {"grow": 0.0}),
     Variant("只学回答", {"user_share": 0.0}),
     Variant("用户的话全学", {"user_share": 1.0}),

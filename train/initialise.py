@@ -28,10 +28,16 @@ NIBBLE = 1e-9
 def prepare(model: DialogueModel, dataset: DialogueDataset) -> None:
     """Makes a new model ready to learn from ``dataset``."""
     model.embed_tokens.weight.copy_(company_embeddings(dataset, model.config.d_model))
+    silence_blocks(model)
+    plant_copying_heads(model, dataset)
+
+
+@torch.no_grad()
+def silence_blocks(model: DialogueModel) -> None:
+    """Makes every block add nothing to the stream until it learns."""
     for layer in model.layers:
         layer.self_attn.o_proj.weight.zero_()
         layer.mlp.down_proj.weight.zero_()
-    plant_copying_heads(model, dataset)
 
 
 def neighbour_counts(dataset: DialogueDataset) -> Tensor:

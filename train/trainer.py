@@ -46,6 +46,7 @@ VALIDATION_DIALOGUES = 200  # enough to see where training goes; train.evaluate 
 MEASUREMENTS = 10  # how often a run measures and saves, unless it is told to after so many epochs
 SAMPLE_STAGES = (1 / 3, 2 / 3, 1.0)
 LOG_STEPS = 10  # a line of metrics.jsonl each
+PLANNED_AT = (1, 4, 16, 64, 256)  # steps after which a run by minutes plans anew: the first ones are slow
 GROWN_COST = 1.7  # of a step with all blocks, in units of one with half of them
 MOST_BAD_STEPS = 3  # in a row, with a loss that is no number
 BAR = "{desc} {percentage:3.0f}%|{bar:30}| 已用 {elapsed}，还需 {remaining}{postfix}"
@@ -277,7 +278,7 @@ class TransformerTrainer:
                 self._count(loss)
                 if math.isfinite(loss):
                     self.unlogged.append(loss)
-                if self.config.minutes is not None and self.steps in (1, 4, 16):
+                if self.config.minutes is not None and self.steps in PLANNED_AT:
                     self._plan()
                 at_moment = bool(self.group.from_first([self._at_moment()], self.device)[0])
                 if self.unlogged and (self.steps - self.logged[0] >= LOG_STEPS or at_moment):
