@@ -38,8 +38,6 @@ ROWS = 16
 
 
 Asked = tuple[list[int], list[tuple[int, bool]]]  # ids; places of characters of repeated facts: is it the first?
-    list[int], list[tuple[int, bool]]
-]  # ids; where a fact is repeated: place of a character, is it the first?
 
 
 def facts_in(dialogue: Dialogue, tokenizer: Tokenizer) -> Asked:
