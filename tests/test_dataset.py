@@ -10,7 +10,7 @@ from studytiny import DialogueModel, Tokenizer, UserError
 from studytiny.tokenizer import END_ID, PAD_ID
 from train import ConvDataset, DialogueDataset
 from train.corpus import is_held_out, to_messages
-from train.dataset import BLOCK, IGNORED, fold, pack
+from train.dataset import IGNORED, AlikeRows, block_sizes, fold, pack
 
 
 def made_dialogues(count=200, turns=(2, 4, 6), length=12, seed=0):
@@ -87,28 +87,46 @@ def test_exchange_longer_than_a_row_is_cut_not_lost():
     assert (labels == tokenizer.vocab["好"]).sum() == 1
 
 
-@pytest.mark.parametrize(("longest", "max_length"), [(50, 50), (64, 256), (200, 256)])
+@pytest.mark.parametrize(("longest", "max_length"), [(50, 50), (64, 256), (200, 256), (500, 512)])
 def test_best_fit_packs_everything_once(longest, max_length):
     rng = random.Random(1)
     lengths = sorted((rng.randint(1, longest) for _ in range(500)), reverse=True)
     rows = pack(lengths, max_length)
-    assert sorted(piece for row in rows for block in row for piece in block) == list(range(500))
-    for row in rows:
-        assert len(row) * BLOCK <= max(max_length, BLOCK)
-        room = max_length if len(row) == 1 else BLOCK
-        assert all(sum(lengths[piece] for piece in block) <= room for block in row)
-    assert len(rows) <= 1.06 * sum(lengths) / max_length + 1
+    assert sorted(piece for _, row in rows for block in row for piece in block) == list(range(500))
+    for size, row in rows:
+        assert size in block_sizes(max_length) and len(row) * size <= max_length
+        assert all(sum(lengths[piece] for piece in block) <= size for block in row)
+    assert len(rows) <= 1.08 * sum(lengths) / max_length + len(block_sizes(max_length))
 
 
-def test_short_dialogues_fold_into_blocks_and_long_ones_do_not():
+def test_dialogues_fold_into_the_smallest_blocks_that_hold_them():
     short, _ = make(made_dialogues(turns=(2,)), max_length=256)
     batch = default_collate([short[0], short[1]])
     folded = fold(batch)
-    assert folded["input_ids"].shape == (8, BLOCK)
+    assert folded["input_ids"].shape == (8, 64)
     assert all(torch.equal(folded[name].reshape(2, 256), batch[name]) for name in batch)
-    long, _ = make([["问" * 60, "答" * 60], *made_dialogues()], max_length=256)
+    middle, _ = make([["问" * 40, "答" * 40] for _ in range(8)], max_length=256)
+    assert fold(default_collate([middle[0], middle[1]]))["input_ids"].shape == (4, 128)
+    long, _ = make([["问" * 90, "答" * 90], *made_dialogues()], max_length=256)
     batch = default_collate([long[0], long[1]])
     assert torch.equal(fold(batch)["input_ids"], batch["input_ids"])
+
+
+def test_rows_of_a_batch_are_alike_and_each_comes_once():
+    dialogues = [*made_dialogues(turns=(2,)), *[["问" * 90, "答" * 90], ["问" * 40, "答" * 40]] * 9]
+    dataset, _ = make(dialogues, max_length=256)
+    assert set(dataset.row_blocks) == {64, 128, 256}
+    batches = AlikeRows(dataset, 2, torch.Generator().manual_seed(0))
+    first = list(batches)
+    assert len(first) == len(batches) and max(map(len, first)) == 2
+    assert sorted(row for batch in first for row in batch) == list(range(len(dataset)))
+    for batch in first:
+        sizes = {dataset.row_blocks[row] for row in batch}
+        folded = fold(default_collate([dataset[row] for row in batch]))
+        assert len(sizes) == 1 and folded["input_ids"].shape[1] <= sizes.pop()
+    assert list(batches) != first
+    batches.generator.manual_seed(0)
+    assert list(batches) == first
 
 
 def test_folding_changes_no_logits():
@@ -116,7 +134,7 @@ def test_folding_changes_no_logits():
     model = DialogueModel(tokenizer.vocab_size, 32, 4, 2, max_length=256)
     batch = default_collate([dataset[0], dataset[1]])
     folded = fold(batch)
-    logits = model(batch["input_ids"], batch["segments"]).reshape(8, BLOCK, -1)
+    logits = model(batch["input_ids"], batch["segments"]).reshape(8, 64, -1)
     torch.testing.assert_close(model(folded["input_ids"], folded["segments"]), logits, atol=1e-5, rtol=1e-4)
 
 

@@ -26,7 +26,7 @@ from studytiny.published import PublishedModel
 from train.clean import RULES, clean
 from train.config import TrainConfig
 from train.corpus import ConvDataset
-from train.dataset import DialogueDataset
+from train.dataset import AlikeRows, DialogueDataset
 from train.evaluate import measure
 from train.initialise import prepare
 from train.original_recipe import PUBLISHED, SETTINGS, PublishedDataset, PublishedTrainer, check_options, pad_rows
@@ -41,9 +41,9 @@ PRESETS = {
     "standard": ({"d_model": 512, "n_head": 8, "n_layers": 4, "max_length": 256}, 10_000),
     PUBLISHED: ({"d_model": 512, "n_head": 8, "n_layers": 4, "max_length": 256}, 10_000),
 }
-# What a run is made of: its data, its model, its trainer, and how items become a batch (None: as they are, stacked).
-RECIPE = (DialogueDataset, DialogueModel, TransformerTrainer, None)
-ORIGINAL_RECIPE = (PublishedDataset, PublishedModel, PublishedTrainer, pad_rows)
+# What a run is made of: its data, its model, its trainer.
+RECIPE = (DialogueDataset, DialogueModel, TransformerTrainer)
+ORIGINAL_RECIPE = (PublishedDataset, PublishedModel, PublishedTrainer)
 TOKENS_A_STEP = 2048  # rows of 256 or half as many of 512: smaller steps learn more in the same time
 GROW = 0.5  # of a run begins with half of the blocks; see train.initialise
 SHOWN_SAMPLES = 6
@@ -219,14 +219,18 @@ def main() -> None:
     corpus, about, table = prepare_corpus(facts)
     tokenizer = corpus.build_vocab(facts["vocab_size"])
     recipe = ORIGINAL_RECIPE if facts["preset"] == PUBLISHED else RECIPE
-    dataset_class, model_class, trainer_class, collate = recipe
+    dataset_class, model_class, trainer_class = recipe
     dataset = dataset_class(corpus, tokenizer, sizes["max_length"], config.seed)
     torch.manual_seed(config.seed)
     model = model_class(tokenizer.vocab_size, **sizes)
     if model_class is DialogueModel and not arguments.resume:
         prepare(model, dataset)
     order = torch.Generator()
-    loader = DataLoader(dataset, batch_size=config.batch_size, shuffle=True, generator=order, collate_fn=collate)
+    if model_class is DialogueModel:
+        batches = AlikeRows(dataset, config.batch_size, order)
+        loader = DataLoader(dataset, batch_sampler=batches, generator=order)
+    else:
+        loader = DataLoader(dataset, config.batch_size, shuffle=True, generator=order, collate_fn=pad_rows)
     trainer = trainer_class(model, loader, device, config, arguments.resume, facts)
 
     unknown = unknown_rate(corpus)

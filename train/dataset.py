@@ -11,14 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from studytiny.errors import UserError
 from studytiny.tokenizer import PAD_ID, EncodedDialogue, Tokenizer
 from train.corpus import ConvDataset, to_messages
 
 IGNORED = -100  # the label that cross_entropy skips
-BLOCK = 64  # short dialogues keep within blocks of so many places; see fold
+BLOCKS = (64, 128, 256)  # a row shorter dialogues share is divided into blocks of one of these sizes; see fold
 
 
 def nothing_to_learn(corpus: ConvDataset) -> UserError:
@@ -52,45 +52,73 @@ def pieces(encoded: EncodedDialogue, max_length: int) -> Iterator[tuple[list[int
         begin = i + 1
 
 
-def pack(lengths: Iterable[int], max_length: int) -> list[list[list[int]]]:
-    """Best fit, the longest first if they come so: each piece goes where the least room is left after it.
+def block_sizes(max_length: int) -> list[int]:
+    """Sizes of the blocks that a row of ``max_length`` places can be divided into, the whole row last."""
+    return [*(size for size in BLOCKS if size < max_length and max_length % size == 0), max_length]
 
-    A short piece that fits nowhere opens a block, a longer one a whole row.
+
+def pack(lengths: Iterable[int], max_length: int) -> list[tuple[int, list[list[int]]]]:
+    """Best fit, the longest first if they come so: each piece goes where the least room is left after it, and if there
+    is none, into a new block of the smallest size that holds it.
 
     Returns:
-        The rows; each is a list of blocks of equal length, mostly one, each a list of piece numbers.
+        The rows: (size of its blocks, its blocks), a block being a list of piece numbers.
     """
-    short = BLOCK if max_length % BLOCK == 0 else max_length
-    opened: dict[int, list[list[int]]] = {short: [], max_length: []}  # length -> blocks
+    sizes = block_sizes(max_length)
+    opened: dict[int, list[list[int]]] = {size: [] for size in sizes}  # size -> blocks
     with_room: list[list[list[int]]] = [[] for _ in range(max_length + 1)]  # free places -> blocks
     for piece, length in enumerate(lengths):
-        free = next((size for size in range(length, max_length + 1) if with_room[size]), None)
+        free = next((room for room in range(length, max_length + 1) if with_room[room]), None)
         if free is None:
-            free = short if length <= short else max_length
+            free = next(size for size in sizes if size >= length)
             block: list[int] = []
             opened[free].append(block)
         else:
             block = with_room[free].pop()
         block.append(piece)
         with_room[free - length].append(block)
-    blocks, a_row = opened[short], max_length // short
-    rows = [] if short == max_length else [[block] for block in opened[max_length]]
-    return rows + [blocks[i : i + a_row] for i in range(0, len(blocks), a_row)]
+    return [
+        (size, opened[size][i : i + max_length // size])
+        for size in reversed(sizes)
+        for i in range(0, len(opened[size]), max_length // size)
+    ]
 
 
 def fold(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """(B, T) -> (B * T / BLOCK, BLOCK) if no dialogue crosses a block, else the batch as it is.
+    """(B, T) -> (B * T / size, size), with the smallest size of block that no dialogue crosses.
 
     What is computed stays the same, but attention, whose cost grows with the square of a row, takes much less time.
     """
     segments = batch["segments"]
     rows, length = segments.shape
-    if length % BLOCK or length == BLOCK:
-        return dict(batch)
-    ends, starts = segments[:, BLOCK - 1 : -1 : BLOCK], segments[:, BLOCK::BLOCK]
-    if ((ends == starts) & (ends >= 0)).any():
-        return dict(batch)
-    return {name: values.reshape(rows * length // BLOCK, BLOCK) for name, values in batch.items()}
+    for size in block_sizes(length)[:-1]:
+        ends, starts = segments[:, size - 1 : -1 : size], segments[:, size::size]
+        if not ((ends == starts) & (ends >= 0)).any():
+            return {name: values.reshape(rows * length // size, size) for name, values in batch.items()}
+    return dict(batch)
+
+
+class AlikeRows(Sampler[list[int]]):
+    """Batches of rows whose blocks have one size, so that a batch can be folded as far as its rows; in random order.
+
+    A ``batch_sampler`` for the DataLoader of a DialogueDataset.
+    """
+
+    def __init__(self, dataset: DialogueDataset, batch_size: int, generator: torch.Generator) -> None:
+        self.batch_size, self.generator = batch_size, generator
+        sizes = torch.tensor(dataset.row_blocks)
+        self._kinds = [(sizes == size).nonzero().flatten() for size in sizes.unique()]
+
+    def __len__(self) -> int:
+        return sum(-(-len(rows) // self.batch_size) for rows in self._kinds)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches: list[list[int]] = []
+        for rows in self._kinds:
+            order = rows[torch.randperm(len(rows), generator=self.generator)].tolist()
+            batches += [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        for index in torch.randperm(len(batches), generator=self.generator).tolist():
+            yield batches[index]
 
 
 class DialogueDataset(Dataset):
@@ -101,6 +129,7 @@ class DialogueDataset(Dataset):
 
     Attributes:
         table: ids, labels and segments of all rows, (3, rows, max_length).
+        row_blocks: of each row, the size of its blocks: no dialogue of it crosses a multiple of that.
         tokens: tokens in all rows that are not padding.
         labels: of them, those with something to learn.
     """
@@ -127,10 +156,11 @@ class DialogueDataset(Dataset):
         self.table = torch.full((3, len(rows), max_length), PAD_ID, dtype=torch.int32)
         self.table[1] = IGNORED
         self.table[2] = -1
-        for row, blocks in enumerate(rows):
+        self.row_blocks = [size for size, _ in rows]
+        for row, (size, blocks) in enumerate(rows):
             segment = 0  # counted through the row: no two dialogues of it may have one number
             for index, numbers in enumerate(blocks):
-                start = index * BLOCK
+                start = index * size
                 ids = [token for number in numbers for token in parts[number][0]]
                 labels = [label for number in numbers for label in parts[number][1]]
                 segments = [segment + i for i, number in enumerate(numbers) for _ in parts[number][0]]

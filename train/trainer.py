@@ -118,7 +118,7 @@ class TransformerTrainer:
                 f"词表有 {self.tokenizer.vocab_size} 项，模型是按 {model.config.vocab_size} 项建的；"
                 "请用 DialogueModel(tokenizer.vocab_size, ...) 建模型。"
             )
-        self.group.check_rows(train_loader.batch_size or 1)
+        self.group.check_rows(train_loader.batch_size or train_loader.batch_sampler.batch_size)
         self.validation = train_loader.dataset.conv_dataset.held_out_dialogues()[:VALIDATION_DIALOGUES]
         self.corpus_sha256 = corpus_sha256(train_loader.dataset.conv_dataset)
         self.resuming = resume
