@@ -155,7 +155,7 @@ def test_the_same_friend_is_not_he_and_she(corpus):
         if {name for _, name, _ in dialogue.told} & {"other"}:
             continue  # two people may well be he and she
         said = "".join(dialogue.turns[turn] + dialogue.turns[turn + 1] for turn, _ in topics)
-        said = said.replace("吉他", "").replace("其他", "")
+        said = re.sub("吉他|其他|他们|她们|他人", "", said)
         assert not ("他" in said and "她" in said), dialogue.turns
 
 
@@ -238,9 +238,11 @@ def test_a_slip_of_the_fingers_spares_the_values(corpus):
 def test_no_reply_has_a_rude_word(corpus):
     """Users may be rude; what the model learns to say is not."""
     for dialogue in corpus:
-        replies = "".join(dialogue.turns[1::2])
-        text = re.sub("(妈|我|爸)妈的|马屁|屁股|垃圾(?:桶|短信|天天倒|倒了|带走|分类|袋)|把垃圾", "", replies)
-        assert not is_rude(text) and not [word for word in RUDE if word in text], dialogue.turns
+        for reply in dialogue.turns[1::2]:
+            assert not is_rude(reply), reply
+            # What it quotes are the user's own words; the composer quotes no word of rude_words.txt.
+            text = re.sub("“[^”]*”|(妈|我|爸)妈的|马屁|屁股|垃圾(?:桶|短信|天天倒|倒了|带走|分类|袋)|把垃圾", "", reply)
+            assert not [word for word in RUDE if word in text], reply
 
 
 def test_dialogues_hardly_repeat_and_open_in_many_ways(corpus):

@@ -14,20 +14,21 @@ MAX_TURNS = 24
 MAX_COST = 500  # characters plus two marks a turn: a whole dialogue fits the window of 512
 TRIES = 60  # draws before giving up on finding an exchange that fits
 DRAWS = 2000  # draws before a list of values counts as forbidden altogether
+RANKED = 0.7  # how much less often each further reply comes: what is said most is learnt soonest
 MANY = 5  # wordings from which on the first one is preferred
 RECALLS = 0.79  # share of dialogues in which the user tells something and asks for it later
 TELLS = ((1, 2, 3, 4), (56, 31, 10, 3))  # how many facts such a dialogue tells
 DISTANCES = ((0, 1, 2, 3, 4), (26, 28, 22, 14, 10))  # exchanges between telling and asking
 ASKS = (("询问", "记混", "确认", "更正"), (58, 18, 10, 14))  # what happens when the time to ask has come
 PRONOUNS = 0.5  # how often something is said of what was just told, with a pronoun
-MISTAKEN = 0.35  # how often, after a fact about somebody else, the user's own is asked for
+MISTAKEN = 0.5  # how often, after a fact about somebody else, the user's own is asked for
 LONG = (8, 18)  # turns, drawn anew, after which no new topic begins: what is due is asked, then it ends
 CHATS = ((1, 2, 3, 4, 5, 6), (12, 22, 28, 20, 12, 6))  # how many topics the other dialogues have
 NUMERALS = "零一二三四五六七八九十"
 REACH = 10  # turns a pronoun reaches back
 QUOTE = 22  # characters of the longest turn that is repeated word for word
 RECAPPED = 4  # facts a summary names at most
-SHE, HE = "姐妹妈女奶婆姨姑嫂娘", "爸爷哥弟叔舅儿公伯男"
+SHE, HE = "姐妹妈女奶婆姨姑嫂娘", "爸爷哥弟叔舅儿公伯男侄甥"
 
 
 class Event(NamedTuple):
@@ -272,7 +273,7 @@ class Composer:
         if not replies:
             self.facts = before
             return False
-        reply = rng.choice(replies)
+        reply = rng.choices(replies, [RANKED**place for place in range(len(replies))])[0]
         if RECAP in reply.line.slots:
             bindings[RECAP], recapped = self.recap()
         answer = self.fill(reply.line, bindings, by_user=False)
