@@ -345,7 +345,7 @@ class Runs:
 
     def options(self, out):
         # A row has 32 places here: 8 rows a batch make about 8 steps an epoch.
-        options = ["--epochs", 10, "--lr", 0.005, "--no-clean", "all", "--threads", 1]
+        options = ["--epochs", 10, "--batch-size", 8, "--lr", 0.005, "--no-clean", "all", "--threads", 1]
         return ["--corpus", self.corpus, *options, "--out", out]
 
     def start(self, *arguments, step_seconds=0.0, fill=None):
