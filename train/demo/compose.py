@@ -14,9 +14,13 @@ MAX_TURNS = 24
 MAX_COST = 500  # characters plus two marks a turn: a whole dialogue fits the window of 512
 TRIES = 60  # draws before giving up on finding an exchange that fits
 DRAWS = 2000  # draws before a list of values counts as forbidden altogether
-RANKED = 0.7  # how much less often each further reply comes: what is said most is learnt soonest
+RANKED = 0.55  # how much less often each further reply comes: what is said most is learnt soonest
+SLOPPY = 0.3  # share of the user's turns with slips of the fingers: a sentence must be understood though a bit is amiss
+SLIP_EVERY = 7  # characters of a wording
 MANY = 5  # wordings from which on the first one is preferred
-RECALLS = 0.79  # share of dialogues in which the user tells something and asks for it later
+BRIEF = 0.5  # share of dialogues that are only a few exchanges and begin with any topic: what most visitors do
+BRIEFLY = ((1, 2, 3), (30, 42, 28))  # how many topics they have
+RECALLS = 0.79  # share of the others in which the user tells something and asks for it later
 TELLS = ((1, 2, 3, 4), (56, 31, 10, 3))  # how many facts such a dialogue tells
 DISTANCES = ((0, 1, 2, 3, 4), (26, 28, 22, 14, 10))  # exchanges between telling and asking
 ASKS = (("询问", "记混", "确认", "更正"), (58, 18, 10, 14))  # what happens when the time to ask has come
@@ -71,12 +75,18 @@ class Composer:
 
     def compose(self) -> Dialogue:
         rng = self.rng
-        if rng.random() < 0.4:
-            self.pick("开头")
-        if rng.random() < RECALLS:
-            self.remember(rng.choices(*TELLS)[0])
+        if rng.random() < BRIEF:
+            start = rng.choices(("开头", "结尾", "话题"), (12, 4, 84))[0]
+            self.chat(rng.choices(*BRIEFLY)[0]) if start == "话题" else self.pick(start)
+            if start == "结尾":
+                return self.dialogue
         else:
-            self.chat(rng.choices(*CHATS)[0])
+            if rng.random() < 0.4:
+                self.pick("开头")
+            if rng.random() < RECALLS:
+                self.remember(rng.choices(*TELLS)[0])
+            else:
+                self.chat(rng.choices(*CHATS)[0])
         if rng.random() < 0.18 or not self.dialogue.turns:
             self.pick("结尾")
         return self.dialogue
@@ -329,7 +339,19 @@ class Composer:
         if fitting:
             i, (right, hurried) = self.rng.choice(fitting)
             found[i] = found[i].replace(right, hurried, 1)
+        if by_user and self.rng.random() < SLOPPY:
+            found = [self.slip(text) if isinstance(p, str) else text for text, p in zip(found, pieces, strict=True)]
         return "".join(found)
+
+    def slip(self, text: str) -> str:
+        """The text with characters lost, doubled, in the wrong order or wrong, but for the first and the last."""
+        rng = self.rng
+        for _ in range(len(text) // SLIP_EVERY):
+            at = rng.randrange(1, len(text) - 2)
+            here, following = text[at], text[at + 1]
+            amiss = rng.choices(("", here * 2, following + here, rng.choice(text)), (50, 15, 20, 15))[0]
+            text = text[:at] + amiss + text[at + 1 + (amiss == following + here) :]
+        return text
 
     def pieces(self, parts: tuple[Part, ...]):
         """The parts of one wording, each choice made."""
