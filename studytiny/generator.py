@@ -14,7 +14,7 @@ from studytiny.errors import UserError
 from studytiny.precision import choose_precision
 from studytiny.sampling import SamplingConfig
 from studytiny.scheduler import Candidate, Conversation, GeneratorBusy, GeneratorClosed, Reply, Scheduler, Step
-from studytiny.tokenizer import TURN_OVERHEAD, Message, Tokenizer
+from studytiny.tokenizer import SPECIAL_TOKENS, TURN_OVERHEAD, UNK_ID, Message, Tokenizer
 
 __all__ = ["Candidate", "Generator", "GeneratorBusy", "GeneratorClosed", "Reply", "Step", "check_messages"]
 
@@ -62,6 +62,7 @@ class Generator:
         sampling: SamplingConfig | None = None,
         n_candidates: int = 0,
         caller: str | None = None,
+        begun: Sequence[int] = (),
     ) -> Reply:
         """Starts the reply to ``messages`` and yields it one character at a time; closing the iterator stops the work.
 
@@ -72,14 +73,23 @@ class Generator:
             n_candidates: how many of the most probable next characters each Step tells about.
             caller: who asks. However many it sends, no caller gets more than half of the places, and where
                 conversations wait, each is served in turn. None: somebody of its own.
+            begun: ids of the characters that the reply begins with; only what follows them is yielded, and they count
+                among ``max_new_tokens``.
 
         Raises:
-            UserError: before the first Step: no message to answer, or one that does not fit the window.
+            UserError: before the first Step: no message to answer, or one that does not fit the window; a beginning
+                that fills ``max_new_tokens``, or one with something that is no character.
             GeneratorBusy, GeneratorClosed (UserErrors): too many wait already; ``close`` was called.
         """
         sampling = sampling or SamplingConfig()
         prompt = self._prompt(messages, sampling.max_new_tokens)
-        return self._scheduler.submit(Conversation(prompt, sampling, n_candidates, caller or object()))
+        begun = list(begun)
+        longest = min(sampling.max_new_tokens, self.model.config.max_length - len(prompt))
+        if len(begun) >= longest or any(index < len(SPECIAL_TOKENS) and index != UNK_ID for index in begun):
+            raise UserError(f"回答的开头要由字组成，而且要短于 {longest} 个字；请调大最大长度或换一句短的。")
+        return self._scheduler.submit(
+            Conversation(prompt + begun, sampling, n_candidates, caller or object(), reply=begun)
+        )
 
     def reply(
         self, messages: Sequence[Message], sampling: SamplingConfig | None = None, caller: str | None = None

@@ -77,12 +77,12 @@ class Conversation:
     """A reply being written: what the scheduler knows of it. Only the scheduler's thread changes it, but for ``left``
     and ``taken``, which are the reader's."""
 
-    unread: list[int]  # the prompt at first, then the character just written
+    unread: list[int]  # the prompt at first (and the reply if it is begun), then the character just written
     sampling: SamplingConfig
     n_candidates: int
     caller: Hashable
     random: random.Random = field(init=False)
-    reply: list[int] = field(default_factory=list)
+    reply: list[int] = field(default_factory=list)  # not empty from the start if the reply is to begin so
     slot: int | None = None
     read: int = 0  # tokens
     made: int = 0  # steps, also the one that says the end
@@ -281,6 +281,7 @@ class Scheduler:
             self._waiting.remove(next_one)
             next_one.slot = self._free.pop()
             self._replies[next_one.slot] = PAD_ID
+            self._replies[next_one.slot, : len(next_one.reply)] = next_one.reply
             self._running.append(next_one)
 
     def _rests(self, conversation: Conversation) -> bool:
@@ -299,8 +300,9 @@ class Scheduler:
         shares = []
         left = PIECE
         for each in conversations:
-            share = 1 if each.reply else min(len(each.unread), left)
-            left -= 0 if each.reply else share
+            writes = each.made > 0
+            share = 1 if writes else min(len(each.unread), left)
+            left -= 0 if writes else share
             if share:
                 shares.append((each, share))
         return shares

@@ -58,6 +58,23 @@ def test_same_seed_same_reply(generator):
     assert generator.reply([user("你好")], SamplingConfig(temperature=1.5, seed=8, max_new_tokens=30)) not in replies
 
 
+def test_a_reply_goes_on_from_where_it_was_begun(generator):
+    """As if the model itself had written the beginning: the penalty counts it, and so does the length."""
+    settings = SamplingConfig(temperature=0, repetition_penalty=1.5, max_new_tokens=24)
+    steps = list(generator.stream([user("你好")], settings))
+    assert len(steps) > 4
+    for begun in (1, len(steps) // 2, len(steps) - 1):
+        ids = [step.token_id for step in steps[:begun]]
+        rest = [step.token_id for step in generator.stream([user("你好")], settings, begun=ids)]
+        assert rest == [step.token_id for step in steps[begun:]]
+
+
+@pytest.mark.parametrize("begun", [[9] * 24, [9, END_ID], [USER_ID]])
+def test_a_beginning_that_cannot_be_is_one_sentence(generator, begun):
+    with pytest.raises(UserError, match="回答的开头"):
+        generator.stream([user("你好")], SamplingConfig(max_new_tokens=24), begun=begun)
+
+
 def test_same_seed_same_reply_whatever_runs_beside_it(generator):
     settings = [SamplingConfig(temperature=1.5, seed=seed, max_new_tokens=30) for seed in range(6)]
     alone = [generator.reply([user("你好")], each) for each in settings]

@@ -20,7 +20,7 @@ PIECE = re.compile(r"(\{\??[a-z_]+\d*\}|[()|])")
 CHOICE = re.compile(r"\(([^()]*)\)")
 KINDS = ("话题", "开头", "结尾", "接话", "答问", "刚才", "总结", "询问", "记混", "确认", "更正", "未知")
 FACT_KINDS = ("询问", "记混", "确认", "更正", "未知")
-FLAGS = ("连问", "不复述", "可迟", "偏门")
+FLAGS = ("连问", "不复述", "可迟")
 COMPUTED = frozenset({"a", "b", "sum", "big", "small", "diff", "next", "cn_a", "cn_b", "cn_sum"})
 QUOTED = frozenset({"last_user", "last_bot", "first_user"})
 PERSONS = frozenset({"ta", "pal", "other_ta"})  # the pronoun of the friend, a word for the friend, the other's pronoun
@@ -28,7 +28,6 @@ RECAP = "recap"
 SAME = "same"  # inside a value: what stands before it, once more
 NEVER = "never"  # values/never.txt: values no slot may take
 TYPED = "typed"  # values/typed.txt: how hurried people write
-RARE = 0.15  # how often what is 偏门 comes, compared with what people talk of every day
 TEMPER = 0.7  # 1: a file's share grows with its length and weights; 0: all files alike
 
 Part = str | tuple[str, str] | list["tuple[Part, ...]"]  # text, slot (name, digits), choice
@@ -201,10 +200,7 @@ class Book:
         files: dict[str, float] = {}
         for section, _ in pairs:
             files[section.name] = files.get(section.name, 0) + section.weight
-        rarity = [RARE if "偏门" in section.flags else 1.0 for section, _ in pairs]
-        return list(
-            accumulate(r * s.weight * files[s.name] ** (TEMPER - 1) for r, (s, _) in zip(rarity, pairs, strict=True))
-        )
+        return list(accumulate(section.weight * files[section.name] ** (TEMPER - 1) for section, _ in pairs))
 
     def check_slots(self) -> None:
         """Every slot must have a value file; a value may be composed of other values."""
