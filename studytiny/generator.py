@@ -85,7 +85,8 @@ class Generator:
         prompt = self._prompt(messages, sampling.max_new_tokens)
         begun = list(begun)
         longest = min(sampling.max_new_tokens, self.model.config.max_length - len(prompt))
-        if len(begun) >= longest or any(index < len(SPECIAL_TOKENS) and index != UNK_ID for index in begun):
+        characters = {UNK_ID, *range(len(SPECIAL_TOKENS), self.tokenizer.vocab_size)}
+        if len(begun) >= longest or not characters.issuperset(begun):
             raise UserError(f"回答的开头要由字组成，而且要短于 {longest} 个字；请调大最大长度或换一句短的。")
         return self._scheduler.submit(
             Conversation(prompt + begun, sampling, n_candidates, caller or object(), reply=begun)

@@ -18,6 +18,7 @@ from studytiny.web.chat_tab import ChatTab
 from studytiny.web.language import Texts
 from studytiny.web.models import BUNDLED, ModelShelf
 from studytiny.web.texts import DEFAULT_LANGUAGE, LANGUAGES, translations
+from studytiny.web.xray_tab import XrayTab
 
 __all__ = ["build_page", "serve"]
 
@@ -48,17 +49,22 @@ def build_page(shelf: ModelShelf | None = None) -> gr.Blocks:
                 elem_id="language",
             )
         texts.component(gr.Markdown, {"value": "tagline"}, elem_id="tagline")
-        tab = ChatTab(shelf, texts, language)
+        with gr.Tabs(elem_id="tabs"):
+            with texts.component(gr.Tab, {"label": "tab_chat"}, id="chat"):
+                tab = ChatTab(shelf, texts, language)
+            with texts.component(gr.Tab, {"label": "tab_xray"}, id="xray") as xray:
+                look = XrayTab(shelf, texts, language, tab)
+            look.connect_opening(xray)
         texts.component(gr.Markdown, {"value": "links"}, elem_id="links")
 
         def localize(chosen: str, model: str) -> list[Any]:
-            return [*texts.updates(chosen), *tab.localize(chosen, model)]
+            return [*texts.updates(chosen), *tab.localize(chosen, model), *look.localize(chosen)]
 
         def greet(browser: str) -> str:
             shelf.start_download()
             return browser
 
-        everything = [*texts.components, *tab.localized]
+        everything = [*texts.components, *tab.localized, *look.localized]
         options = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         # The page asks the browser, not the Accept-Language header, so that it agrees with Gradio's own texts.
         page.load(greet, language, language, js=_READ_LANGUAGE, **options).then(

@@ -22,6 +22,13 @@ from studytiny.web.models import (
 from studytiny.web.texts import DEFAULT_LANGUAGE, EXAMPLES, text
 
 _DEFAULTS = SamplingConfig()
+_RANGES = {  # of the sliders: lowest, highest, step
+    "temperature": (0, 2, 0.05),
+    "top_k": (0, 200, 1),
+    "repetition_penalty": (1, 2, 0.05),
+    "max_new_tokens": (1, 200, 1),
+    "top_p": (0.05, 1, 0.05),
+}
 # The generator answers many at once, keeps the others in line and turns away who finds it full: all may come to it.
 _REPLY = {"concurrency_limit": None, "concurrency_id": "reply", "show_progress": "hidden", "api_visibility": "private"}
 _AT_ONCE = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -94,27 +101,14 @@ class ChatTab:
         self.clock = gr.Timer(1, active=False)  # ticks only while the download runs
 
     def _build_settings(self) -> None:
-        def slider(name: str, low: float, high: float, step: float) -> gr.Slider:
-            return self._texts.component(
-                gr.Slider,
-                {"label": name, "info": f"{name}_info"},
-                minimum=low,
-                maximum=high,
-                step=step,
-                value=getattr(_DEFAULTS, name),
-                elem_id=name,
-                buttons=[],
-                interactive=True,
-            )
-
         with gr.Group(elem_id="settings"):
             self._texts.component(gr.Markdown, {"value": "settings"}, elem_id="settings-title", padding=True)
-            temperature = slider("temperature", 0, 2, 0.05)
-            top_k = slider("top_k", 0, 200, 1)
-            penalty = slider("repetition_penalty", 1, 2, 0.05)
-            length = slider("max_new_tokens", 1, 200, 1)
+            temperature = setting_slider(self._texts, "temperature", "temperature")
+            top_k = setting_slider(self._texts, "top_k", "top_k")
+            penalty = setting_slider(self._texts, "repetition_penalty", "repetition_penalty")
+            length = setting_slider(self._texts, "max_new_tokens", "max_new_tokens")
         with self._texts.component(gr.Accordion, {"label": "more"}, open=False, elem_id="more"):
-            top_p = slider("top_p", 0.05, 1, 0.05)
+            top_p = setting_slider(self._texts, "top_p", "top_p")
             # Text, not gr.Number: an empty number inside a closed accordion turns into 0 once that is opened.
             seed = self._texts.component(
                 gr.Textbox, {"label": "seed", "info": "seed_info"}, max_lines=1, elem_id="seed"
@@ -181,6 +175,22 @@ class ChatTab:
         """Another try after a failure."""
         self._shelf.retry_download()
         return self.watch_download(language)
+
+
+def setting_slider(texts: Texts, name: str, elem_id: str) -> gr.Slider:
+    """A slider for the field ``name`` of SamplingConfig, at its default."""
+    low, high, step = _RANGES[name]
+    return texts.component(
+        gr.Slider,
+        {"label": name, "info": f"{name}_info"},
+        minimum=low,
+        maximum=high,
+        step=step,
+        value=getattr(_DEFAULTS, name),
+        elem_id=elem_id,
+        buttons=[],
+        interactive=True,
+    )
 
 
 def example_cards(language: str) -> list[dict[str, str]]:

@@ -121,6 +121,93 @@ TEXTS: dict[str, tuple[str, str]] = {
         "The same whole number and the same words give the same reply; leave it empty for a new one each time.",
     ),
     "reset": ("恢复默认设置", "Reset the settings"),
+    # the tabs
+    "tab_chat": ("聊天", "Chat"),
+    "tab_xray": ("透视", "X-ray"),
+    # X-ray
+    "xray_intro": (
+        "**透视**：模型一次只写一个字，写每个字以前都给所有的字打分。这里把打分摊开来看：点回答里的任何一个字，"
+        "看它当时还想写什么，又看了前面的哪些字。",
+        "**X-ray**: the model writes one character at a time, and before each it gives every character a score. Click "
+        "any character of a reply to see what else it might have written, and which earlier characters it looked at.",
+    ),
+    "xray_empty": (
+        "还没有回答可看：先去“聊天”里说一句话，再回来。",
+        "No reply to look at yet: say something in the Chat tab first, then come back.",
+    ),
+    "which_reply": ("看哪一句回答", "Which reply"),
+    "which_reply_info": (
+        "聊天里模型说过的话；它是照现在选的模型重新读一遍的。",
+        "What the model said in the chat; the model chosen there now reads the conversation once more.",
+    ),
+    "xray_reply": (
+        "回答：颜色越深，模型写这个字时越有把握",
+        "The reply: the deeper the colour, the surer the model was of that character",
+    ),
+    "place": ("第几个字", "Which character"),
+    "place_info": ("也可以直接点上面的字。", "Or click a character above."),
+    "mark_user": ("用户：", "user:"),
+    "mark_assistant": ("模型：", "assistant:"),
+    "mark_end": ("（说完）", "(end)"),
+    "mark_unknown": ("（不认识的字）", "(unknown)"),
+    "role_user": ("用户", "user"),
+    "role_assistant": ("模型", "assistant"),
+    "candidates_intro": (
+        "**它当时想写什么**：每行是一个候选的字，第一列是模型自己给的概率，往右是每个滑块依次改过以后的概率。"
+        "“–”是不可能被抽到；底色的那一行是回答里真正写的字。",
+        "**What it might have written**: a row for each candidate; the first column is the model's own probability, "
+        "the next ones what each slider makes of it, in this order. “–” can never be drawn; the tinted row is what the "
+        "reply has there.",
+    ),
+    "candidate": ("字", "Character"),
+    "stage_raw": ("模型给的", "model"),
+    "stage_penalty": ("重复惩罚", "penalty"),
+    "stage_temperature": ("温度", "temperature"),
+    "stage_top_k": ("top-k", "top-k"),
+    "stage_top_p": ("top-p", "top-p"),
+    "stands_here": ("回答里写的就是它", "This is what the reply has here"),
+    "verdict": (
+        "第 {place} 个字，照现在的滑块最可能写“{token}”：{percent}%。",
+        "Character {place}: with these settings, “{token}” is most likely, {percent}%.",
+    ),
+    "xray_settings": (
+        "**换一种挑法**　拖一拖，表格马上变，不用重写",
+        "**Pick differently** · the table changes at once, nothing is written anew",
+    ),
+    "other_candidate": ("把这个字换成", "Put another one in its place"),
+    "go_on": ("从这里接着写", "Let it go on from here"),
+    "what_if": (
+        "这是换了一个字以后的另一种可能；聊天里的那一句没有变。",
+        "This is how it could have gone on after another character; the reply in the chat stays as it is.",
+    ),
+    "what_if_rude": (
+        "这样接着写出来的话不太文明，就不显示了；换一个字再试试。",
+        "What came of it was rude and is not shown; try another character.",
+    ),
+    "attention_intro": (
+        "**它看了哪些字**：每一层的每个头，写这个字以前会去前面的字里收集信息。颜色越深，从那里收集得越多。"
+        "有的头只看前一个字，有的头会去找“上次出现这个字时，后面跟着什么”：名字就是这样抄来的。",
+        "**Where it looked**: before a character is chosen, each head of each layer gathers information from earlier "
+        "ones; the deeper the colour, the more from there. Some heads look one place back, some look for what followed "
+        "the last time: that is how a name is copied.",
+    ),
+    "layer": ("第几层", "Layer"),
+    "head": ("第几个头", "Head"),
+    "looked_at": ("写这个字以前读到的一切", "Everything read before this character"),
+    "blind": (
+        "这个架构（`published`）的注意力没有用在前面的字上：它只看上一个字和位置，所以没有什么可画的，也记不住你说过的话。",
+        "The attention of this architecture (`published`) never reaches earlier characters: it sees the last character "
+        "and its place only. So there is nothing to draw, and it cannot remember what you said.",
+    ),
+    "tokens": ("文字怎样变成编号", "How text becomes numbers"),
+    "tokens_intro": (
+        "模型不认识字，只认识编号：一个字一个编号，再加上谁在说话、说完了没有的记号。在下面写几个字试试。",
+        "A model knows no characters, only numbers: one for each character, and marks for who speaks and where a turn "
+        "ends. Type something below.",
+    ),
+    "tokens_text": ("一句话", "A sentence"),
+    "tokens_hint": ("比如：你好，我叫小明", "A few words, Chinese or not"),
+    "token_headers": ("位置|字|编号|谁说的", "place|token|id|speaker"),
     # what goes wrong
     "empty_message": ("先写一句话再发送吧。", "Write something first, then send it."),
     "message_too_long": (
@@ -155,6 +242,13 @@ _ENGLISH_ERRORS: tuple[tuple[str, str], ...] = (
     (r"这个生成器已经关闭.*", "This model was put away in the meantime; please ask again."),
     (r"模型算出的不是数.*", "The model's numbers are broken (NaN); choose another model or train it again."),
     (r"消息是空的.*", "The message is empty; write something first."),
+    (r"要看的对话应以模型的回答结尾.*", "The conversation to look at must end with a reply."),
+    (
+        r"这一问一答有 (\d+) 个标记，模型一次最多读 (\d+) 个.*",
+        r"This question and its reply have \1 tokens; the model reads at most \2 at once. Choose a shorter one.",
+    ),
+    (r"没有第 (\d+) 层第 (\d+) 个头.*", r"There is no head \2 in layer \1."),
+    (r"回答的开头要由字组成.*", "This reply is too long to go on from here; choose an earlier character."),
     (r"对话的最后一句应是用户说的话.*", "The conversation must end with something the user said."),
     (r"每条消息应是.*", 'Every message must look like {"role": "user", "content": "text"}.'),
     (r"不认识的角色 (.*)；.*", r"Unknown role \1; only user and assistant are possible."),
