@@ -376,16 +376,16 @@ def test_importing_app_starts_nothing_and_calls_nobody() -> None:
     assert app.demo.shelf.download.state == "idle"
     assert app.demo.config["analytics_enabled"] is False
     public = [item["api_name"] for item in app.demo.config["dependencies"] if item["api_visibility"] == "public"]
-    assert public == ["chat"]
+    assert public == ["chat", "next_characters"]
 
 
-def test_an_older_gradio_is_told_only_what_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert launch_options()["run_history"] is False
+def test_an_older_gradio_is_told_only_what_it_knows(shelf: ModelShelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launch_options(shelf)["run_history"] is False
 
     def older_launch(self: object, css: str, footer_links: list[str], quiet: bool) -> None: ...
 
     monkeypatch.setattr("gradio.Blocks.launch", older_launch)
-    assert set(launch_options()) == {"css", "footer_links", "quiet"}
+    assert set(launch_options(shelf)) == {"css", "footer_links", "quiet"}
 
 
 @pytest.fixture(scope="module")
@@ -416,6 +416,27 @@ def test_api_answers_streams_and_repeats_with_a_seed(client: Any) -> None:
     job = client.submit("你好", api_name="/chat")
     whole = job.result()
     assert job.outputs()[-1] == whole and whole.startswith(job.outputs()[0])
+
+
+def test_api_names_the_next_characters_with_their_probabilities(client: Any) -> None:
+    found = client.predict("你好", count=5, api_name="/next_characters")
+    chances = [entry["probability"] for entry in found]
+    assert len(found) == 5 and chances == sorted(chances, reverse=True) and 0 < sum(chances) <= 1
+    history = [{"role": "user", "content": "我叫小天"}, {"role": "assistant", "content": "你好呀"}]
+    assert client.predict("你好", history=history, count=5, api_name="/next_characters") != found
+    everything = client.predict("你好", count=1000, api_name="/next_characters")
+    assert sum(entry["probability"] for entry in everything) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("wrong", [{"count": 0}, {"count": "many"}, {"model": "nobody"}, {"message": " "}])
+def test_a_wrong_question_for_the_next_characters_is_answered_with_a_sentence(
+    client: Any, wrong: dict[str, Any]
+) -> None:
+    from gradio_client.exceptions import AppError
+
+    with pytest.raises(AppError) as raised:
+        client.predict(**{"message": "你好", **wrong}, api_name="/next_characters")
+    assert "Traceback" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

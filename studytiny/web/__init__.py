@@ -14,10 +14,13 @@ import gradio as gr
 
 from studytiny.errors import UserError
 from studytiny.sampling import SamplingConfig
+from studytiny.web import openai_api, train_tab
+from studytiny.web.about_tab import build_about
 from studytiny.web.chat_tab import ChatTab
 from studytiny.web.language import Texts
 from studytiny.web.models import BUNDLED, ModelShelf
 from studytiny.web.texts import DEFAULT_LANGUAGE, LANGUAGES, translations
+from studytiny.web.train_tab import TrainTab
 from studytiny.web.xray_tab import XrayTab
 
 __all__ = ["build_page", "serve"]
@@ -49,28 +52,39 @@ def build_page(shelf: ModelShelf | None = None) -> gr.Blocks:
                 elem_id="language",
             )
         texts.component(gr.Markdown, {"value": "tagline"}, elem_id="tagline")
-        with gr.Tabs(elem_id="tabs"):
+        with gr.Tabs(elem_id="tabs") as tabs:
             with texts.component(gr.Tab, {"label": "tab_chat"}, id="chat"):
-                tab = ChatTab(shelf, texts, language)
-            with texts.component(gr.Tab, {"label": "tab_xray"}, id="xray") as xray:
-                look = XrayTab(shelf, texts, language, tab)
-            look.connect_opening(xray)
+                chat = ChatTab(shelf, texts, language)
+            with texts.component(gr.Tab, {"label": "tab_xray"}, id="xray") as xray_tab:
+                xray = XrayTab(shelf, texts, language, chat)
+            if train_tab.is_offered():
+                with texts.component(gr.Tab, {"label": "tab_train"}, id="train") as own_tab:
+                    train = TrainTab(shelf, texts, language, chat)
+            with texts.component(gr.Tab, {"label": "tab_about"}, id="about"):
+                build_about(texts)
+        xray.connect_opening(xray_tab)
+        others: list[Any] = [xray]
+        if train_tab.is_offered():
+            train.connect_tabs(tabs, own_tab)
+            others.append(train)
         texts.component(gr.Markdown, {"value": "links"}, elem_id="links")
 
         def localize(chosen: str, model: str) -> list[Any]:
-            return [*texts.updates(chosen), *tab.localize(chosen, model), *look.localize(chosen)]
+            more = [update for other in others for update in other.localize(chosen)]
+            return [*texts.updates(chosen), *chat.localize(chosen, model), *more]
 
         def greet(browser: str) -> str:
             shelf.start_download()
             return browser
 
-        everything = [*texts.components, *tab.localized, *look.localized]
+        more = [component for other in others for component in other.localized]
+        everything = [*texts.components, *chat.localized, *more]
         options = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         # The page asks the browser, not the Accept-Language header, so that it agrees with Gradio's own texts.
         page.load(greet, language, language, js=_READ_LANGUAGE, **options).then(
-            localize, [language, tab.model], everything, **options
+            localize, [language, chat.model], everything, **options
         )
-        language.input(localize, [language, tab.model], everything, js=_KEEP_LANGUAGE, **options)
+        language.input(localize, [language, chat.model], everything, js=_KEEP_LANGUAGE, **options)
     page.queue(max_size=_QUEUE_SIZE, api_open=False)
     page.shelf = shelf
     return page
@@ -127,9 +141,10 @@ def page_theme() -> gr.themes.Base:
     )
 
 
-def launch_options() -> dict[str, Any]:
+def launch_options(shelf: ModelShelf) -> dict[str, Any]:
     """What ``launch`` is told, less what this Gradio does not know: a host may have an older one."""
     wanted = {
+        "app_kwargs": {"routes": openai_api.routes(shelf)},
         "theme": page_theme(),
         "css": _CSS.read_text(encoding="utf-8"),
         "head": _HEAD.read_text(encoding="utf-8"),
@@ -141,7 +156,7 @@ def launch_options() -> dict[str, Any]:
         "pwa": False,
         "mcp_server": False,
         "max_threads": _MAX_THREADS,
-        "max_file_size": "1mb",
+        "max_file_size": train_tab.LARGEST_CORPUS if train_tab.is_offered() else "1mb",
         "show_error": False,
         "quiet": True,
         "prevent_thread_lock": True,
@@ -157,7 +172,7 @@ def serve(page: gr.Blocks) -> None:
         UserError: the port is taken, and so are those after it that Gradio tries.
     """
     try:
-        _, url, _ = page.launch(**launch_options())
+        _, url, _ = page.launch(**launch_options(page.shelf))
     except OSError as error:
         port = os.environ.get("GRADIO_SERVER_PORT", "7860")
         raise UserError(

@@ -148,6 +148,29 @@ class ChatEvents:
             language = pick_language(request.headers.get("accept-language") if request else None)
             raise gr.Error(sentence_for(error, language), print_exception=False) from error
 
+    def next_characters(
+        self,
+        request: gr.Request,
+        message: str,
+        history: list[dict[str, Any]] = [],  # noqa: B006 - see ``chat``
+        model: str = BUNDLED,
+        count: int = 10,
+    ) -> list[dict[str, Any]]:
+        """The characters that the reply to ``message`` is most likely to begin with, and the model's own probability of
+        each."""
+        try:
+            if type(count) is not int or count < 1:
+                raise UserError(f"count 应是 1 到 1000 的整数，收到的是 {count!r}。")
+            typed = clean_text(message) if isinstance(message, str) else ""
+            generator = self._shelf.generator(model)
+            chances = generator.logits([*flatten(history), {"role": "user", "content": typed}]).softmax(-1)
+            best = chances.topk(min(count, 1000, len(chances)))
+        except UserError as error:
+            language = pick_language(request.headers.get("accept-language") if request else None)
+            raise gr.Error(sentence_for(error, language), print_exception=False) from error
+        pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        return [{"character": generator.tokenizer.token(index), "probability": p} for p, index in pairs]
+
 
 def caller_of(request: gr.Request | None) -> str:
     """Who asks: one page in one browser, or one client of the API. None while a test or a program calls directly."""

@@ -139,6 +139,7 @@ class ChatTab:
         self.clock.tick(self.watch_download, self._language, self._watched, **_AT_ONCE)
         self.again.click(self.download_again, self._language, self._watched, **_AT_ONCE)
         gr.api(events.chat, api_name="chat", concurrency_limit=None, concurrency_id="reply")
+        gr.api(events.next_characters, api_name="next_characters", concurrency_limit=4)
 
     @property
     def _watched(self) -> list[gr.blocks.Block]:

@@ -208,6 +208,107 @@ TEXTS: dict[str, tuple[str, str]] = {
     "tokens_text": ("一句话", "A sentence"),
     "tokens_hint": ("比如：你好，我叫小明", "A few words, Chinese or not"),
     "token_headers": ("位置|字|编号|谁说的", "place|token|id|speaker"),
+    # training
+    "tab_train": ("训练", "Train"),
+    "train_intro": (
+        "**训练**：从零开始教一个模型说话，就在这台电脑上。它一遍遍猜语料里的下一个字，猜错了就改一改自己的参数；"
+        "曲线往下走，就是猜得越来越准。关掉网页，训练照常进行。",
+        "**Training**: teach a model to speak from nothing, on this computer. Again and again it guesses the next "
+        "character of the corpus, and is corrected a little where it was wrong; the curves fall as it gets better. "
+        "Training goes on when you close the page.",
+    ),
+    "corpus_file": ("自己的语料（.conv 文件）", "A corpus of your own (.conv file)"),
+    "corpus_info": (
+        "不放文件，就学自带的语料。格式：每段对话前一行 `E`，每句话一行 `M 文字`，用户先说，然后轮流。",
+        "Without a file it learns the corpus that comes along. Format: a line `E` before each dialogue, then a line "
+        "`M text` for each turn, the user's first.",
+    ),
+    "preset": ("大小", "Size"),
+    "preset_info": (
+        "mini 是自带模型的大小，几分钟就会说话；standard 和原模型一样大，慢得多。",
+        "mini is as large as the bundled model and speaks after minutes; standard is as large as the original, and "
+        "much slower.",
+    ),
+    "minutes": ("训练几分钟", "Minutes"),
+    "minutes_info": (
+        "10 分钟就能说几句；一小时好得多。",
+        "Ten minutes are enough for a few words; an hour is far better.",
+    ),
+    "train_start": ("开始训练", "Start training"),
+    "train_stop": ("停下并保存", "Stop and save"),
+    "train_resume": ("接着训练", "Go on with it"),
+    "resume_which": ("没做完的训练", "Unfinished runs"),
+    "train_none": ("还没有开始训练。", "Nothing is being trained."),
+    "train_starting": (
+        "**{name}**：正在准备语料和模型，要几十秒……",
+        "**{name}**: preparing the corpus and the model; this takes up to a minute…",
+    ),
+    "train_running": ("**{name}**：正在训练。", "**{name}**: training."),
+    "train_stopping": ("**{name}**：正在保存，马上停下……", "**{name}**: saving, then it stops…"),
+    "train_stopped": (
+        "**{name}**：停下了，都保存好了，随时可以接着训练。",
+        "**{name}**: stopped and saved; you can go on with it at any time.",
+    ),
+    "train_finished": ("**{name}**：训练好了。", "**{name}**: done."),
+    "train_failed": (
+        "**{name}**：没能训练下去。{sentence}",
+        "**{name}**: training broke off. {sentence}",
+    ),
+    "train_numbers": (
+        "已练 {minutes:.1f} 分钟、{steps} 步，每秒 {speed:.0f} 字。",
+        "{minutes:.1f} minutes, {steps} steps, {speed:.0f} characters a second so far.",
+    ),
+    "train_bits": (
+        "没学过的对话上 {bits:.2f} 比特/字（越低越好）。",
+        "{bits:.2f} bits per character on dialogues it never saw (lower is better).",
+    ),
+    "chat_with": ("和它聊天", "Chat with it"),
+    "loss_curve": ("猜错的程度（学过的对话，每字 nat）", "Loss on what it learns from (nats per character)"),
+    "bits_curve": ("没学过的对话（每字几比特）", "On held-out dialogues (bits per character)"),
+    "train_samples": ("它学说话", "Learning to speak"),
+    "prompt": ("你说", "You say"),
+    "stages": ("学了三分之一时|学了三分之二时|学完时", "after a third|after two thirds|at the end"),
+    "doctor": ("语料体检", "The corpus doctor's report (in Chinese)"),
+    # about
+    "tab_about": ("关于", "About"),
+    "model_card": ("自带模型的说明书", "Card of the bundled model (in Chinese)"),
+    "about": (
+        "### 这是什么\n"
+        "StudyTiny 是一个小到可以整个看懂的中文聊天模型，给想弄明白“大模型”怎么回事的人。一个 token 就是一个字："
+        "它读的每个字、写的每个字、写以前想过的别的字，都能在“透视”里看到；“训练”里可以从零教一个自己的。\n\n"
+        "### 有哪两种模型\n"
+        "- **自带小模型**：几百万个参数，在笔记本电脑上用本项目自己写的对话训练出来，看得见前面说过的话。\n"
+        "- **StudyTinyModel**：StudyGPT 原作者发布在 ModelScope 上的模型，约 2000 万个参数，用小黄鸡语料训练。"
+        "它的注意力算错了方向，看不见上文；这里照原样运行，好让人比较。\n\n"
+        "### 它做不到什么\n"
+        "它太小，会答非所问、会说错，不知道新闻、时间和天气，不会算大数。别拿它的话当真，尤其是健康、法律、钱的事。"
+        "难过得撑不住的时候，请找信任的人；在中国大陆可以打心理援助热线 12356。\n\n"
+        "### 你的话去了哪里\n"
+        "只在运行本页的电脑上处理，不记录，不上传；对话只留在你的浏览器里。\n\n"
+        "### 许可\n"
+        "代码和自带模型用的语料：Apache-2.0（见仓库里的 LICENSE 和 DATA_LICENSES.md）。小黄鸡语料没有许可声明，"
+        "不随本项目分发。",
+        "### What this is\n"
+        "StudyTiny is a Chinese chat model small enough to be understood whole, for people who want to know how "
+        "language models work. One token is one character: all that it reads and writes, and what else it considered, "
+        "can be seen in X-ray; in Train you can teach one of your own.\n\n"
+        "### Two models\n"
+        "- **The bundled model**: a few million parameters, trained on a laptop on dialogues written by this project. "
+        "It sees what was said before.\n"
+        "- **StudyTinyModel**: published on ModelScope by the author of StudyGPT, about 20 million parameters, trained "
+        "on the Xiaohuangji corpus. Its attention runs in the wrong direction, so it cannot see the context; it runs "
+        "here exactly as published, for comparison.\n\n"
+        "### What it cannot do\n"
+        "It is very small: it misses the point, gets things wrong, knows no news, time or weather, and cannot "
+        "calculate. Do not rely on it, least of all in matters of health, law or money. If you are in despair, please "
+        "talk to someone you trust; in mainland China the support line is 12356.\n\n"
+        "### Where your words go\n"
+        "They are processed on the computer that runs this page, not recorded and not sent on; the conversation stays "
+        "in your browser.\n\n"
+        "### Licences\n"
+        "Code, and the corpus of the bundled model: Apache-2.0 (see LICENSE and DATA_LICENSES.md in the repository). "
+        "The Xiaohuangji corpus states no licence and is not distributed here.",
+    ),
     # what goes wrong
     "empty_message": ("先写一句话再发送吧。", "Write something first, then send it."),
     "message_too_long": (
@@ -248,6 +349,10 @@ _ENGLISH_ERRORS: tuple[tuple[str, str], ...] = (
         r"This question and its reply have \1 tokens; the model reads at most \2 at once. Choose a shorter one.",
     ),
     (r"没有第 (\d+) 层第 (\d+) 个头.*", r"There is no head \2 in layer \1."),
+    (r"大小只能是 (.*?)，.*", r"The size must be one of: \1."),
+    (r"训练几分钟应是大于 0、不超过 (\d+) 的数.*", r"Minutes must be a number above 0 and at most \1."),
+    (r"(.*) 还在训练；.*", r"\1 is still training; one at a time: wait for it, or stop it first."),
+    (r"这次训练没有可以接着做的存档.*", "There is nothing to go on with; choose another run or start anew."),
     (r"回答的开头要由字组成.*", "This reply is too long to go on from here; choose an earlier character."),
     (r"对话的最后一句应是用户说的话.*", "The conversation must end with something the user said."),
     (r"每条消息应是.*", 'Every message must look like {"role": "user", "content": "text"}.'),

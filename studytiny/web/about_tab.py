@@ -1,0 +1,21 @@
+"""The About tab: what this is, what it cannot do, how it was made, under which licences, and the model's own card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gradio as gr
+
+from studytiny import hub
+from studytiny.web.language import Texts
+
+CARD = "README.md"  # of the bundled model's folder
+
+
+def build_about(texts: Texts) -> None:
+    """Builds the tab inside the current Blocks."""
+    texts.component(gr.Markdown, {"value": "about"}, elem_id="about")
+    card = Path(hub.BUNDLED_FOLDER) / CARD
+    if card.is_file():
+        with texts.component(gr.Accordion, {"label": "model_card"}, open=False, elem_id="model-card"):
+            gr.Markdown(card.read_text(encoding="utf-8"))
