@@ -12,6 +12,9 @@ if not (_port.isdecimal() and 0 < int(_port) < 65536):
     sys.exit(f"错误：环境变量 GRADIO_SERVER_PORT 是 {_port!r}，不是端口号；请改成 1 到 65535 的整数，例如 7860。")
 # Gradio reads this while it is imported: without it the server calls home.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+# A studio shows what listens on all of the machine's addresses; a Space sets this itself.
+if os.environ.get("MODELSCOPE_ENVIRONMENT") == "studio":
+    os.environ.setdefault("GRADIO_SERVER_NAME", "0.0.0.0")
 # Gradio asks its own address whether it is up; through a proxy it would never hear an answer.
 for _name in ("NO_PROXY", "no_proxy"):
     os.environ[_name] = ",".join(filter(None, [os.environ.get(_name), "localhost", "127.0.0.1"]))

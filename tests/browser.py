@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from studytiny.web.texts import TEXTS
 from tests.loopback_hub import REPOSITORY, LoopbackHub
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
@@ -206,6 +207,10 @@ class ChatPage:
             }""",
             arg=[SETTLED_MS],
         ).json_value()
+
+    def open_tab(self, name: str, language: int = 0) -> None:
+        """Opens a tab by the key of its name in TEXTS."""
+        self.page.get_by_role("tab", name=TEXTS[name][language]).click()
 
     def press(self, label: str) -> None:
         """Presses the last button of that name in the chat: its newest message's."""

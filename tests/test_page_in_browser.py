@@ -253,6 +253,92 @@ def test_markup_is_shown_as_text(open_page: Callable[..., ChatPage]) -> None:
     assert page.messages("user") == [said, "🙂👨‍👩‍👧龘"]
 
 
+def test_xray_shows_a_reply_from_inside_and_lets_it_go_on_otherwise(
+    open_page: Callable[..., ChatPage], generator: Generator
+) -> None:
+    page = open_page()
+    page.set("max_new_tokens", 12)
+    page.set("temperature", 1.2)
+    reply = page.send("你好")
+    page.open_tab("tab_xray")
+    tokens = page.page.locator("#xray-reply .token")
+    page.page.wait_for_function(
+        "(n) => document.querySelectorAll('#xray-reply .token').length === n", arg=len(reply) + 1
+    )
+    assert "".join(tokens.all_inner_texts()[:-1]) == reply
+    assert page.page.locator("#xray-temperature input[type=number]").input_value() == "1.2"  # the chat's own settings
+
+    tokens.nth(2).click()
+    page.page.get_by_text("第 3 个字").wait_for()
+    assert page.page.locator("#place input[type=number]").input_value() == "3"
+    here = page.page.locator("#candidates .here th")
+    assert here.inner_text() == reply[2]
+    raw = page.page.locator("#candidates .here td").first.inner_text()
+    page.page.locator("#xray-temperature input[type=range]").fill("0")
+    page.page.get_by_text("100%").last.wait_for()  # greedy: one is left
+    assert page.page.locator("#candidates .here td").first.inner_text() == raw  # the model's own view stays
+    best = page.page.locator("#candidates tbody th").first.inner_text()
+
+    page.page.locator("#looked-at .token").first.wait_for()
+    before = page.page.locator("#looked-at .token").count()
+    page.page.locator("#layer label").first.click()
+    page.page.wait_for_timeout(500)
+    assert page.page.locator("#looked-at .token").count() == before == len("你好") + 3 + 2
+
+    page.page.locator("#other input").click()
+    page.page.locator("[role=option]").first.click()
+    other = page.page.locator("#other input").input_value()[0]
+    page.page.locator("#go-on").click()
+    page.page.get_by_text(TEXTS["what_if"][0]).wait_for()
+    changed = "".join(page.page.locator("#xray-reply .token").all_inner_texts()[:-1])
+    assert changed.startswith(reply[:2] + other) and best
+    page.open_tab("tab_chat")
+    assert page.messages("bot") == [reply]  # the chat stays as it was
+
+
+def test_xray_without_a_reply_and_the_tokenizer_view(open_page: Callable[..., ChatPage]) -> None:
+    page = open_page(width=390, locale="en-GB")
+    page.open_tab("tab_xray", language=1)
+    page.page.get_by_text(TEXTS["xray_empty"][1]).wait_for()
+    page.page.locator("#tokens button").first.click()
+    page.page.locator("#tokens-text textarea, #tokens-text input").first.fill("你好")
+    page.page.locator("#token-table").get_by_text("<|user|>").first.wait_for()
+    assert page.page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_a_training_run_is_watched_stopped_and_chatted_with(
+    browser: Any, folder: Path, generator: Generator, tmp_path: Path
+) -> None:
+    corpus = tmp_path / "我的.conv"
+    lines = [f"E\nM 你好，我是{i}号\nM 你好呀，{i}号\nM 再见\nM 再见，下次再聊\n" for i in range(200)]
+    corpus.write_text("".join(lines), encoding="utf-8")
+    with running_page(command(folder / "bundled"), offline_environment(tmp_path), tmp_path) as address:
+        page = ChatPage(browser, address)
+        page.page.set_default_timeout(90_000)  # a run takes a while to begin
+        page.open_tab("tab_train")
+        page.page.locator("#corpus-file input[type=file]").set_input_files(corpus)
+        page.page.wait_for_function("document.querySelector('#doctor textarea')?.value.includes('200 段对话')")
+        page.page.locator("#train-start").click()
+        page.page.locator("#train-status").get_by_text("每秒").wait_for()
+        page.page.reload()  # closing the page does not lose it
+        page.open_tab("tab_train")
+        page.page.locator("#train-status").get_by_text("正在训练").wait_for()
+        page.page.locator("#train-stop").click()
+        page.page.locator("#train-status").get_by_text("停下了").wait_for()
+        page.page.locator("#train-resume").wait_for()
+        page.page.locator("#chat-with").click()
+        page.page.locator("#status").get_by_text("我训练的").wait_for()
+        assert page.send("再见") != ""
+        assert page.problems == []
+        page.close()
+
+
+def test_about_says_what_it_is(open_page: Callable[..., ChatPage]) -> None:
+    page = open_page()
+    page.open_tab("tab_about")
+    page.page.get_by_text("12356").first.wait_for()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_phone_and_dark_mode(open_page: Callable[..., ChatPage], scheme: str) -> None:
     page = open_page(width=390, color_scheme=scheme)

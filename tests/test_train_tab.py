@@ -12,7 +12,7 @@ import pytest
 
 import app  # noqa: F401 - sets what Gradio reads while it is imported
 from studytiny import DialogueModel, Tokenizer, UserError, hub, load_model, save_checkpoint
-from studytiny.web import build_page, launch_options, train_tab
+from studytiny.web import build_page, launch_options
 from studytiny.web.chat_tab import ChatTab
 from studytiny.web.language import Texts
 from studytiny.web.models import ModelShelf
@@ -161,12 +161,18 @@ def test_a_long_curve_is_thinned_and_keeps_its_ends() -> None:
 
 @pytest.mark.parametrize(
     ("environment", "offered"),
-    [({}, True), ({"SPACE_ID": "a/b"}, False), ({"SPACE_ID": "a/b", SWITCH: "1"}, True), ({SWITCH: "0"}, False)],
+    [
+        ({}, True),
+        ({"SPACE_ID": "a/b"}, False),
+        ({"MODELSCOPE_ENVIRONMENT": "studio"}, False),
+        ({"SPACE_ID": "a/b", SWITCH: "1"}, True),
+        ({SWITCH: "0"}, False),
+    ],
 )
 def test_on_a_host_nobody_trains_unless_it_is_switched_on(
     monkeypatch: pytest.MonkeyPatch, shelf: ModelShelf, environment: dict[str, str], offered: bool
 ) -> None:
-    for name in (*train_tab.HOSTS, SWITCH):
+    for name in ("SPACE_ID", "MODELSCOPE_ENVIRONMENT", SWITCH):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

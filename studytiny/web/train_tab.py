@@ -14,6 +14,7 @@ import gradio as gr
 import pandas as pd
 
 from studytiny.errors import UserError, describe_os_error
+from studytiny.hosting import is_hosted
 from studytiny.web.chat_events import sentence_for
 from studytiny.web.chat_tab import ChatTab, model_choices
 from studytiny.web.language import Texts
@@ -23,7 +24,6 @@ from studytiny.web.training import PRESETS, Progress, Training
 from train.doctor import describe, examine
 
 SWITCH = "STUDYTINY_TRAIN"  # environment: 1 shows the tab, 0 hides it
-HOSTS = ("SPACE_ID", "MODELSCOPE_ENVIRONMENT")  # set by a Hugging Face Space, by a ModelScope studio
 LARGEST_CORPUS = "256mb"
 LOOK_SECONDS = 2  # between two looks at a running training
 POINTS = 400  # drawn of a curve
@@ -33,7 +33,7 @@ _EVENT = {"show_progress": "hidden", "api_visibility": "private", "concurrency_l
 def is_offered() -> bool:
     """Whether this page lets its visitors train: at home, or where the switch says so."""
     said = os.environ.get(SWITCH, "").strip()
-    return said != "0" if said else not any(os.environ.get(name) for name in HOSTS)
+    return said != "0" if said else not is_hosted()
 
 
 class TrainTab:
