@@ -333,6 +333,43 @@ def test_a_training_run_is_watched_stopped_and_chatted_with(
         page.close()
 
 
+def test_two_sides_answer_the_same_words(open_page: Callable[..., ChatPage], generator: Generator) -> None:
+    page = open_page()
+    page.open_tab("tab_compare")
+    assert page.page.locator("#right-temperature input[type=number]").input_value() == "1.5"
+    for side in ("left", "right"):
+        page.page.locator(f"#{side}-temperature input[type=number]").fill("0")
+        page.page.locator(f"#{side}-temperature input[type=number]").press("Tab")
+    page.page.locator("#right-repetition_penalty input[type=number]").fill("2")
+    page.page.locator("#right-repetition_penalty input[type=number]").press("Tab")
+    box = page.page.locator("#compare-message textarea")
+    asked = [{"role": "user", "content": "你好"}]
+    wanted = {
+        "left": generator.reply(asked, SamplingConfig(temperature=0)),
+        "right": generator.reply(asked, SamplingConfig(temperature=0, repetition_penalty=2.0)),
+    }
+    box.fill("你好")
+    box.press("Enter")
+    for side, reply in wanted.items():
+        page.page.wait_for_function(
+            "([side, reply]) => document.querySelector(`#${side}-chat [data-testid=bot]`)?.innerText === reply",
+            arg=[side, reply],
+        )
+    assert box.input_value() == ""
+    page.page.locator("#compare-clear").click()
+    page.page.wait_for_function("document.querySelectorAll('#left-chat [data-testid=user]').length === 0")
+
+
+def test_settings_are_kept_in_the_browser(open_page: Callable[..., ChatPage]) -> None:
+    page = open_page()
+    page.set("temperature", 1.3)
+    page.page.wait_for_timeout(500)
+    page.page.reload()
+    page.page.wait_for_function("document.querySelector('#temperature input[type=number]')?.value === '1.3'")
+    page.page.locator("#reset").click()
+    page.page.wait_for_function("document.querySelector('#temperature input[type=number]').value === '0.7'")
+
+
 def test_about_says_what_it_is(open_page: Callable[..., ChatPage]) -> None:
     page = open_page()
     page.open_tab("tab_about")

@@ -25,7 +25,13 @@ from studytiny.generator import Step
 from studytiny.safety import FILTER_VARIABLE, HELP, POLITE
 from studytiny.web import conversation, launch_options, serve
 from studytiny.web.chat_events import ChatEvents, clear, last_question, undo
-from studytiny.web.chat_tab import download_status, example_cards, model_choices
+from studytiny.web.chat_tab import (
+    default_settings,
+    download_status,
+    example_cards,
+    model_choices,
+    restored_settings,
+)
 from studytiny.web.conversation import clean_text, flatten, sampling_from, show, stream_reply, unshow
 from studytiny.web.models import Download, ModelShelf, describe_failure, describe_model
 from studytiny.web.texts import TEXTS, explain, pick_language, text, translations
@@ -360,6 +366,14 @@ def test_retry_edit_undo_and_clear(events: ChatEvents) -> None:
     assert last_question([]) is None and last_question(flatten(chat), 99) == 2
     nothing = list(events.send_again(None, SimpleNamespace(index=0), [], "zh", "bundled", *DEFAULTS))
     assert not isinstance(nothing[0][0], list)
+
+
+@pytest.mark.parametrize(
+    "kept", [None, 5, [], ["hot", 50, 1.1, 100, 1.0, ""], [0.7, 50, 1.1, 100, 9.0, ""], {"temperature": 1}]
+)
+def test_kept_settings_that_make_no_sense_become_the_defaults(kept: object) -> None:
+    assert restored_settings(kept) == default_settings()
+    assert restored_settings([1.3, 20, 1.2, 50, 0.9, "7"]) == [1.3, 20, 1.2, 50, 0.9, "7"]
 
 
 def test_examples_are_explained_outside_chinese() -> None:

@@ -16,7 +16,8 @@ from studytiny.errors import UserError
 from studytiny.sampling import SamplingConfig
 from studytiny.web import openai_api, train_tab
 from studytiny.web.about_tab import build_about
-from studytiny.web.chat_tab import ChatTab
+from studytiny.web.chat_tab import ChatTab, restored_settings
+from studytiny.web.compare_tab import CompareTab
 from studytiny.web.language import Texts
 from studytiny.web.models import BUNDLED, ModelShelf
 from studytiny.web.texts import DEFAULT_LANGUAGE, LANGUAGES, translations
@@ -57,12 +58,15 @@ def build_page(shelf: ModelShelf | None = None) -> gr.Blocks:
                 chat = ChatTab(shelf, texts, language)
             with texts.component(gr.Tab, {"label": "tab_xray"}, id="xray") as xray_tab:
                 xray = XrayTab(shelf, texts, language, chat)
+            with texts.component(gr.Tab, {"label": "tab_compare"}, id="compare") as compare_tab:
+                compare = CompareTab(shelf, texts, language)
             if train_tab.is_offered():
                 with texts.component(gr.Tab, {"label": "tab_train"}, id="train") as own_tab:
                     train = TrainTab(shelf, texts, language, chat)
             with texts.component(gr.Tab, {"label": "tab_about"}, id="about"):
                 build_about(texts)
         xray.connect_opening(xray_tab)
+        compare.connect_opening(compare_tab)
         others: list[Any] = [xray]
         if train_tab.is_offered():
             train.connect_tabs(tabs, own_tab)
@@ -84,6 +88,7 @@ def build_page(shelf: ModelShelf | None = None) -> gr.Blocks:
         page.load(greet, language, language, js=_READ_LANGUAGE, **options).then(
             localize, [language, chat.model], everything, **options
         )
+        page.load(restored_settings, chat.kept, chat.settings, **options)
         language.input(localize, [language, chat.model], everything, js=_KEEP_LANGUAGE, **options)
     page.queue(max_size=_QUEUE_SIZE, api_open=False)
     page.shelf = shelf

@@ -7,8 +7,10 @@ from typing import Any
 
 import gradio as gr
 
+from studytiny.errors import UserError
 from studytiny.sampling import SamplingConfig
 from studytiny.web.chat_events import ChatEvents, box_at_rest, clear, undo
+from studytiny.web.conversation import sampling_from
 from studytiny.web.language import Texts
 from studytiny.web.models import (
     BUNDLED,
@@ -115,6 +117,7 @@ class ChatTab:
             )
         self.reset = self._texts.component(gr.Button, {"value": "reset"}, size="sm", elem_id="reset")
         self.settings = [temperature, top_k, penalty, length, top_p, seed]  # in the order of ``sampling_from``
+        self.kept = gr.BrowserState(default_settings(), storage_key="studytiny-settings", secret="studytiny")
 
     # what happens
 
@@ -136,6 +139,8 @@ class ChatTab:
 
         self.model.change(self.describe_model, [self._language, self.model], [self.note, self.status], **_AT_ONCE)
         self.reset.click(default_settings, None, self.settings, **_AT_ONCE)
+        for setting in self.settings:
+            setting.change(lambda *values: list(values), self.settings, self.kept, **_AT_ONCE)
         self.clock.tick(self.watch_download, self._language, self._watched, **_AT_ONCE)
         self.again.click(self.download_again, self._language, self._watched, **_AT_ONCE)
         gr.api(events.chat, api_name="chat", concurrency_limit=None, concurrency_id="reply")
@@ -178,8 +183,8 @@ class ChatTab:
         return self.watch_download(language)
 
 
-def setting_slider(texts: Texts, name: str, elem_id: str) -> gr.Slider:
-    """A slider for the field ``name`` of SamplingConfig, at its default."""
+def setting_slider(texts: Texts, name: str, elem_id: str, value: float | None = None) -> gr.Slider:
+    """A slider for the field ``name`` of SamplingConfig, at its default if no ``value`` is given."""
     low, high, step = _RANGES[name]
     return texts.component(
         gr.Slider,
@@ -187,7 +192,7 @@ def setting_slider(texts: Texts, name: str, elem_id: str) -> gr.Slider:
         minimum=low,
         maximum=high,
         step=step,
-        value=getattr(_DEFAULTS, name),
+        value=getattr(_DEFAULTS, name) if value is None else value,
         elem_id=elem_id,
         buttons=[],
         interactive=True,
@@ -211,6 +216,15 @@ def default_settings() -> list[Any]:
     """Values of the settings, in the order of ``sampling_from``."""
     names = ("temperature", "top_k", "repetition_penalty", "max_new_tokens", "top_p")
     return [*(getattr(_DEFAULTS, name) for name in names), ""]
+
+
+def restored_settings(kept: object) -> list[Any]:
+    """What the browser kept of an earlier visit; the defaults if that makes no sense."""
+    try:
+        sampling_from(*kept)
+    except (TypeError, UserError):  # it is the visitor's to change
+        return default_settings()
+    return list(kept)
 
 
 def status_line(model: str, language: str) -> str:

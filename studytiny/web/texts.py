@@ -208,6 +208,17 @@ TEXTS: dict[str, tuple[str, str]] = {
     "tokens_text": ("一句话", "A sentence"),
     "tokens_hint": ("比如：你好，我叫小明", "A few words, Chinese or not"),
     "token_headers": ("位置|字|编号|谁说的", "place|token|id|speaker"),
+    # side by side
+    "tab_compare": ("对比", "Compare"),
+    "compare_intro": (
+        "**对比**：同一句话，说给两个模型听，或者说给同一个模型的两种设置听，看它们怎么答。"
+        "比如换成 StudyTinyModel，先说名字，隔一句再问。",
+        "**Compare**: say the same to two models, or to one with two settings, and see how they answer. Try "
+        "StudyTinyModel: tell it your name, and ask for it a little later.",
+    ),
+    "compare_hint": ("说给两边听…… 按回车发送", "Say it to both… Enter sends"),
+    "compare_clear": ("清空两边", "Clear both"),
+    "compare_settings": ("这一边的设置", "Settings of this side"),
     # training
     "tab_train": ("训练", "Train"),
     "train_intro": (
