@@ -41,6 +41,7 @@ def test_both_readmes_show_the_same_commands():
 COMMANDS = [
     "studytiny.chat",
     "studytiny.export",
+    "studytiny.hosting",
     "studytiny.import_published",
     "train",
     "train.corpus",
