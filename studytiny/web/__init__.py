@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from studytiny.errors import UserError
+from studytiny.hosting import is_hosted
 from studytiny.sampling import SamplingConfig
 from studytiny.web import openai_api, train_tab
 from studytiny.web.about_tab import build_about
 from studytiny.web.chat_tab import ChatTab, restored_settings
 from studytiny.web.compare_tab import CompareTab
+from studytiny.web.guard import Guard
 from studytiny.web.language import Texts
 from studytiny.web.models import BUNDLED, ModelShelf
 from studytiny.web.texts import DEFAULT_LANGUAGE, LANGUAGES, translations
@@ -149,7 +152,10 @@ def page_theme() -> gr.themes.Base:
 def launch_options(shelf: ModelShelf) -> dict[str, Any]:
     """What ``launch`` is told, less what this Gradio does not know: a host may have an older one."""
     wanted = {
-        "app_kwargs": {"routes": openai_api.routes(shelf)},
+        "app_kwargs": {
+            "routes": openai_api.routes(shelf),
+            "middleware": [Middleware(Guard, uploads=train_tab.is_offered(), local=_is_local())],
+        },
         "theme": page_theme(),
         "css": _CSS.read_text(encoding="utf-8"),
         "head": _HEAD.read_text(encoding="utf-8"),
@@ -168,6 +174,11 @@ def launch_options(shelf: ModelShelf) -> dict[str, Any]:
     }
     known = inspect.signature(gr.Blocks.launch).parameters
     return {name: value for name, value in wanted.items() if name in known}
+
+
+def _is_local() -> bool:
+    """Whether the page is served to this computer only."""
+    return not is_hosted() and os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1") in ("127.0.0.1", "localhost")
 
 
 def serve(page: gr.Blocks) -> None:

@@ -1,0 +1,118 @@
+"""What stands before Gradio's server: requests that nobody needs, or that are too large, get no further.
+
+Gradio by itself takes bodies of any size, fetches public addresses that a client names, takes files where none are
+wanted, and answers pages of other sites in a visitor's browser.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from urllib.parse import unquote, urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MAX_BODY = 1_000_000  # bytes of anything but an uploaded file
+UPLOADS = "/gradio_api/upload"
+FETCHING = ("/gradio_api/file=http", "/gradio_api/proxy=")
+HEADERS = {
+    "Content-Security-Policy": "img-src 'self' data: blob:; object-src 'none'; base-uri 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+class Guard:
+    """Middleware of the ASGI kind.
+
+    Args:
+        uploads: files may be uploaded, as the Train tab needs it; Gradio bounds their size itself.
+        local: the page is for this computer. Then it answers to names of this computer only, and not to other sites: a
+            page somewhere could otherwise make a visitor's browser use this one.
+    """
+
+    def __init__(self, app: ASGIApp, uploads: bool, local: bool) -> None:
+        self._app = app
+        self._uploads = uploads
+        self._local = local
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = self._refusal(scope["path"], scope["method"], Headers(scope=scope))
+        if status:
+            await PlainTextResponse(f"{status}", status)(scope, receive, send)
+            return
+        bounded = _Bounded(receive, None if scope["path"].startswith(UPLOADS) else MAX_BODY)
+        try:
+            await self._app(scope, bounded, _with_headers(send, bounded))
+        except _TooLarge:
+            if not bounded.answering:
+                await PlainTextResponse("413", 413)(scope, receive, send)
+
+    def _refusal(self, path: str, method: str, headers: Headers) -> int:
+        """A status to answer with at once; 0 to go on."""
+        plain = unquote(path).lower()
+        if plain.startswith(FETCHING):
+            return 404
+        uploading = plain.startswith(UPLOADS)
+        if uploading and not self._uploads:
+            return 404
+        length = headers.get("content-length", "0")
+        if not uploading and (not length.isdecimal() or int(length) > MAX_BODY):
+            return 413
+        if self._local:
+            host = headers.get("host", "")
+            if not _is_this_computer(host):
+                return 403
+            origin = headers.get("origin")
+            if origin is not None and method != "GET" and urlsplit(origin).netloc != host:
+                return 403
+        return 0
+
+
+def _is_this_computer(host: str) -> bool:
+    """Whether ``host`` of a request is an address or a local name, which no stranger's name server can point here."""
+    name = urlsplit(f"//{host}").hostname or ""
+    if name == "localhost" or name.endswith((".localhost", ".local")) or "." not in name.strip("."):
+        return bool(name)
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+class _TooLarge(Exception):
+    pass
+
+
+class _Bounded:
+    """``receive`` that counts the body's bytes: a client need not say beforehand how much comes."""
+
+    def __init__(self, receive: Receive, most: int | None) -> None:
+        self._receive = receive
+        self._most = most
+        self._read = 0
+        self.answering = False
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._read += len(message.get("body", b""))
+        if self._most is not None and self._read > self._most and not self.answering:
+            raise _TooLarge
+        return message
+
+
+def _with_headers(send: Send, bounded: _Bounded) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            bounded.answering = True
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+        await send(message)
+
+    return sending
