@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import time
@@ -64,9 +65,9 @@ def events(shelf: ModelShelf, monkeypatch: pytest.MonkeyPatch) -> ChatEvents:
 NOTICES: list[str] = []
 
 
-def last(updates: Iterator[tuple[Any, Any]]) -> Any:
+def last(updates: Iterator[tuple[Any, Any, Any]]) -> Any:
     """The chat after the last of the updates that change it."""
-    chats = [chat for chat, _ in updates]
+    chats = [chat for chat, _, _ in updates]
     return next(chat for chat in reversed(chats) if isinstance(chat, list))
 
 
@@ -294,8 +295,13 @@ def test_send_streams_and_remembers(events: ChatEvents, shelf: ModelShelf) -> No
     assert longer == [*asked, {"role": "assistant", "content": expected}]
 
 
+def test_the_line_under_the_chat_says_how_fast_it_was(events: ChatEvents) -> None:
+    *_, (chat, _, line) = events.send(None, [], "你好", "zh", "bundled", *DEFAULTS)
+    assert not isinstance(chat, list) and re.search(r"正在回答的是：.*每秒写 \d+ 字", line)
+
+
 def test_the_box_is_emptied_once_the_message_is_in_the_chat(events: ChatEvents) -> None:
-    chat, box = next(events.send(None, [], "你好", "zh", "bundled", *DEFAULTS))
+    chat, box, _ = next(events.send(None, [], "你好", "zh", "bundled", *DEFAULTS))
     assert chat == [{"role": "user", "content": "你好"}]
     assert box["value"] == "" and box["stop_btn"]
 
@@ -325,7 +331,7 @@ def test_a_mistake_is_one_notice_and_nothing_is_lost(
     updates = list(events.send(None, [], message, language, chosen, *settings))
     assert len(NOTICES) == 1 and "<" not in NOTICES[0]
     assert NOTICES[0].isascii() == (language == "en")
-    for chat, box in updates:
+    for chat, box, _ in updates:
         assert not isinstance(chat, list) and "value" not in box
 
 

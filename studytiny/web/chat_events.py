@@ -5,6 +5,7 @@ The conversation lives in the visitor's browser and comes along with every event
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from html import escape
 from typing import Any
@@ -23,10 +24,10 @@ from studytiny.web.conversation import (
     stream_reply,
     unshow,
 )
-from studytiny.web.models import BUNDLED, ModelShelf, UnknownModel
+from studytiny.web.models import BUNDLED, ModelShelf, UnknownModel, status_line
 from studytiny.web.texts import explain, pick_language, text
 
-Updates = Iterator[tuple[Any, Any]]  # of the chat and of the message box
+Updates = Iterator[tuple[Any, Any, Any]]  # of the chat, of the message box, of the line under them
 
 
 class ChatEvents:
@@ -42,7 +43,7 @@ class ChatEvents:
         typed = clean_text(message) if isinstance(message, str) else ""
         if not typed:
             gr.Info(text("empty_message", language), duration=3)
-            yield gr.skip(), box_at_rest()
+            yield gr.skip(), box_at_rest(), gr.skip()
             return
         yield from self._answer(request, history, typed, "", language, model, settings)
 
@@ -71,7 +72,7 @@ class ChatEvents:
         turns = flatten(history)
         index = last_question(turns, event.index)
         if index is None:
-            yield gr.skip(), box_at_rest()
+            yield gr.skip(), box_at_rest(), gr.skip()
             return
         yield from self._answer(request, turns[:index], turns[index]["content"], None, language, model, settings)
 
@@ -104,12 +105,18 @@ class ChatEvents:
             turns, replies = self._begin(request, history, message, model, settings)
         except UserError as error:
             gr.Warning(escape(sentence_for(error, language)))
-            yield gr.skip(), box_at_rest()
+            yield gr.skip(), box_at_rest(), gr.skip()
             return
-        yield show(turns), box_in_use(box_text)
+        yield show(turns), box_in_use(box_text), gr.skip()
+        reply, begun, at_first = "", 0.0, 0
         try:
             for reply in replies:
-                yield show([*turns, {"role": "assistant", "content": reply}]), gr.skip()
+                if not begun:
+                    begun, at_first = time.perf_counter(), len(reply)
+                yield show([*turns, {"role": "assistant", "content": reply}]), gr.skip(), gr.skip()
+            if len(reply) > at_first:  # else it came in one piece, or was drawn anew
+                speed = (len(reply) - at_first) / (time.perf_counter() - begun)
+                yield gr.skip(), gr.skip(), status_line(str(model), language, speed)
         except UserError as error:  # it had to give way, or the model broke; what was said stays
             gr.Warning(escape(sentence_for(error, language)))
 

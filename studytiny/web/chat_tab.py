@@ -20,8 +20,9 @@ from studytiny.web.models import (
     describe_failure,
     describe_model,
     label_of,
+    status_line,
 )
-from studytiny.web.texts import DEFAULT_LANGUAGE, EXAMPLES, text
+from studytiny.web.texts import DEFAULT_LANGUAGE, EXAMPLES
 
 _DEFAULTS = SamplingConfig()
 _RANGES = {  # of the sliders: lowest, highest, step
@@ -125,10 +126,10 @@ class ChatTab:
         chat, box, events = self.chat, self.box, ChatEvents(self._shelf)
         context = [self._language, self.model, *self.settings]
         replies = [
-            box.submit(events.send, [chat, box, *context], [chat, box], **_REPLY),
-            chat.example_select(events.send_example, [chat, *context], [chat, box], **_REPLY),
-            chat.retry(events.send_again, [chat, *context], [chat, box], **_REPLY),
-            chat.edit(events.send_edited, [chat, *context], [chat, box], **_REPLY),
+            box.submit(events.send, [chat, box, *context], [chat, box, self.status], **_REPLY),
+            chat.example_select(events.send_example, [chat, *context], [chat, box, self.status], **_REPLY),
+            chat.retry(events.send_again, [chat, *context], [chat, box, self.status], **_REPLY),
+            chat.edit(events.send_edited, [chat, *context], [chat, box, self.status], **_REPLY),
         ]
         for reply in replies:
             reply.then(box_at_rest, None, box, **_AT_ONCE)
@@ -225,11 +226,6 @@ def restored_settings(kept: object) -> list[Any]:
     except (TypeError, UserError):  # it is the visitor's to change
         return default_settings()
     return list(kept)
-
-
-def status_line(model: str, language: str) -> str:
-    """The quiet line under the chat."""
-    return f"{text('answering', language, model=label_of(model, language))} {text('caution', language)}"
 
 
 def download_status(download: Download, language: str) -> str:

@@ -118,7 +118,7 @@ class CompareTab:
         self, request: gr.Request, history: object, message: object, language: str, model: object, *settings: object
     ) -> Iterator[tuple[Any, Any]]:
         """The left side's reply; it also empties the box, once the message stands in the chat."""
-        for chat, box in self._events.send(request, history, message, language, model, *_whole(settings)):
+        for chat, box, _ in self._events.send(request, history, message, language, model, *_whole(settings)):
             # Stop has no place here: replies are short, and there are two.
             yield chat, box if not isinstance(box, dict) else {**box, "submit_btn": True, "stop_btn": False}
 
@@ -127,7 +127,7 @@ class CompareTab:
     ) -> Iterator[Any]:
         """The right side's reply. What is wrong with a message, the left side says."""
         if isinstance(message, str) and clean_text(message):
-            for chat, _ in self._events.send(request, history, message, language, model, *_whole(settings)):
+            for chat, _, _ in self._events.send(request, history, message, language, model, *_whole(settings)):
                 yield chat
 
 

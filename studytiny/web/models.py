@@ -143,6 +143,14 @@ def describe_model(shelf: ModelShelf, name: str, language: str) -> str:
         return explain(error, language)
 
 
+def status_line(model: str, language: str, speed: float | None = None) -> str:
+    """The quiet line under the chat: which model answers, and how many characters a second it wrote last."""
+    said = text("answering", language, model=label_of(model, language))
+    if speed is not None:
+        said += text("speed", language, speed=speed)
+    return f"{said} {text('caution', language)}"
+
+
 def describe_download(download: Download, language: str) -> tuple[str, float | None]:
     """``(sentence, percent)``; an empty sentence when there is nothing to tell, no percent when it is unknown."""
     if download.state == "ready":

@@ -41,6 +41,7 @@ TEXTS: dict[str, tuple[str, str]] = {
         "模型很小，会胡说八道，请别当真。",
         "This is a very small model. It may talk nonsense: do not rely on what it says.",
     ),
+    "speed": ("刚才每秒写 {speed:.0f} 字。", " It just wrote {speed:.0f} characters a second."),
     "answering": ("正在回答的是：{model}。", "Answering: {model}."),
     # models
     "model": ("模型", "Model"),
