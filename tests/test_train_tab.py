@@ -86,7 +86,7 @@ def test_a_run_from_the_upload_to_the_chat(tab: TrainTab, training: Training, sh
     assert text("train_finished", "zh", name=name) in sentence and "比特/字" in sentence
     assert start["interactive"] is True and stop["visible"] is False and resuming["visible"] is False
     assert chat_with["visible"] is True and samples["visible"] is True and clock.active is False
-    assert list(loss["value"]) == [loss for _, loss in progress.losses]
+    assert loss["visible"] is True and list(loss["value"]["value"]) == [loss for _, loss in progress.losses]
     chosen, tabs = tab.to_the_chat("zh")
     assert chosen["value"] == f"runs/{name}" and tabs.selected == "chat"
     assert shelf.generator(chosen["value"]).reply([{"role": "user", "content": "再见"}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import gradio as gr
@@ -18,4 +19,5 @@ def build_about(texts: Texts) -> None:
     card = Path(hub.BUNDLED_FOLDER) / CARD
     if card.is_file():
         with texts.component(gr.Accordion, {"label": "model_card"}, open=False, elem_id="model-card"):
-            gr.Markdown(card.read_text(encoding="utf-8"))
+            # Its links to other files of the repository lead nowhere from here.
+            gr.Markdown(re.sub(r"\[([^\]]*)\]\(\.[^)]*\)", r"\1", card.read_text(encoding="utf-8")))

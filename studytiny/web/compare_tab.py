@@ -9,9 +9,8 @@ from typing import Any
 import gradio as gr
 
 from studytiny.sampling import SamplingConfig
-from studytiny.web.chat_events import ChatEvents, clear
+from studytiny.web.chat_events import ChatEvents, box_at_rest, clear
 from studytiny.web.chat_tab import model_choices, setting_slider
-from studytiny.web.conversation import clean_text
 from studytiny.web.language import Texts
 from studytiny.web.models import BUNDLED, ModelShelf, describe_model
 from studytiny.web.texts import DEFAULT_LANGUAGE
@@ -92,10 +91,8 @@ class CompareTab:
 
     def _connect(self) -> None:
         language, box, left, right = self._language, self.box, self.left, self.right
-        box.submit(
-            self.answer_left, [left.chat, box, language, left.model, *left.settings], [left.chat, box], **_STREAM
-        )
-        box.submit(self.answer_right, [right.chat, box, language, right.model, *right.settings], right.chat, **_STREAM)
+        sides = [left.chat, left.model, *left.settings, right.chat, right.model, *right.settings]
+        box.submit(self.answer, [language, box, *sides], [left.chat, right.chat, box], **_STREAM)
         self.clear.click(lambda: (clear()[0], clear()[0]), None, [left.chat, right.chat], **_AT_ONCE)
         for side in (left, right):
             side.model.change(self.describe, [language, side.model], side.note, **_AT_ONCE)
@@ -114,23 +111,32 @@ class CompareTab:
     def describe(self, language: str, model: str) -> str:
         return describe_model(self._shelf, model, language)
 
-    def answer_left(
-        self, request: gr.Request, history: object, message: object, language: str, model: object, *settings: object
-    ) -> Iterator[tuple[Any, Any]]:
-        """The left side's reply; it also empties the box, once the message stands in the chat."""
-        for chat, box, _ in self._events.send(request, history, message, language, model, *_whole(settings)):
-            # Stop has no place here: replies are short, and there are two.
-            yield chat, box if not isinstance(box, dict) else {**box, "submit_btn": True, "stop_btn": False}
+    def answer(
+        self, request: gr.Request, language: str, message: object, *sides: object
+    ) -> Iterator[tuple[Any, Any, Any]]:
+        """Both replies as they grow, in turns. ``sides``: history, model, settings of the left, then of the right."""
+        half = len(sides) // 2
+        running = {}
+        for place, (history, model, *settings) in enumerate((sides[:half], sides[half:])):
+            running[place] = self._events.send(request, history, message, language, model, *_whole(settings))
+            chat, _, _ = next(running[place])
+            if not isinstance(chat, list):  # something is wrong, and it was said; once is enough
+                yield gr.skip(), gr.skip(), box_at_rest()
+                return
+            yield *_on_side(place, chat), box_at_rest("") if place else gr.skip()
+        while running:
+            for place, updates in list(running.items()):
+                try:
+                    chat, _, _ = next(updates)
+                    yield *_on_side(place, chat), gr.skip()
+                except StopIteration:
+                    del running[place]
 
-    def answer_right(
-        self, request: gr.Request, history: object, message: object, language: str, model: object, *settings: object
-    ) -> Iterator[Any]:
-        """The right side's reply. What is wrong with a message, the left side says."""
-        if isinstance(message, str) and clean_text(message):
-            for chat, _, _ in self._events.send(request, history, message, language, model, *_whole(settings)):
-                yield chat
+
+def _on_side(place: int, chat: Any) -> tuple[Any, Any]:
+    return (gr.skip(), chat) if place else (chat, gr.skip())
 
 
-def _whole(settings: tuple[object, ...]) -> tuple[object, ...]:
+def _whole(settings: list[object]) -> tuple[object, ...]:
     """The settings in the order of ``sampling_from``."""
     return (*settings, _REST.max_new_tokens, _REST.top_p, "")

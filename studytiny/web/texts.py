@@ -277,6 +277,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "chat_with": ("和它聊天", "Chat with it"),
     "loss_curve": ("猜错的程度（学过的对话，每字 nat）", "Loss on what it learns from (nats per character)"),
     "bits_curve": ("没学过的对话（每字几比特）", "On held-out dialogues (bits per character)"),
+    "steps": ("步", "steps"),
     "train_samples": ("它学说话", "Learning to speak"),
     "prompt": ("你说", "You say"),
     "stages": ("学了三分之一时|学了三分之二时|学完时", "after a third|after two thirds|at the end"),

@@ -86,8 +86,9 @@ class TrainTab:
             gr.Button, {"value": "chat_with"}, variant="primary", visible=False, elem_id="chat-with"
         )
         with gr.Row():
-            self.loss = component(gr.LinePlot, {"label": "loss_curve"}, x="step", y="value", height=220, buttons=[])
-            self.bits = component(gr.LinePlot, {"label": "bits_curve"}, x="step", y="value", height=220, buttons=[])
+            options = {"x": "step", "y": "value", "y_title": " ", "height": 220, "buttons": [], "visible": False}
+            self.loss = component(gr.LinePlot, {"label": "loss_curve", "x_title": "steps"}, **options)
+            self.bits = component(gr.LinePlot, {"label": "bits_curve", "x_title": "steps"}, **options)
         self.samples = component(
             gr.Dataframe, {"label": "train_samples"}, interactive=False, wrap=True, visible=False, elem_id="samples"
         )
@@ -163,8 +164,8 @@ class TrainTab:
             gr.update(visible=bool(resumable)),
             gr.update(choices=resumable, value=resumable[0] if resumable else None),
             gr.update(visible=model_is_there),
-            curve(progress.losses),
-            curve(progress.bits),
+            drawn(progress.losses),
+            drawn(progress.bits),
             gr.update(visible=bool(table), headers=headers, value=table),
             gr.Timer(active=progress.is_alive),
         ]
@@ -201,6 +202,11 @@ def status(progress: Progress, language: str) -> str:
     if progress.bits:
         said += " " + text("train_bits", language, bits=progress.bits[-1][1])
     return said
+
+
+def drawn(points: list[tuple[int, float]]) -> dict[str, Any]:
+    """The update of a gr.LinePlot; there is nothing to see before there is a line."""
+    return gr.update(visible=True, value=curve(points)) if len(points) > 1 else gr.update(visible=False)
 
 
 def curve(points: list[tuple[int, float]]) -> pd.DataFrame:
