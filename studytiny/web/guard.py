@@ -10,12 +10,17 @@ import ipaddress
 from urllib.parse import unquote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY = 1_000_000  # bytes of anything but an uploaded file
 UPLOADS = "/gradio_api/upload"
 FETCHING = ("/gradio_api/file=http", "/gradio_api/proxy=")
+SENTENCES = {
+    403: "这个网页只回答从这台电脑打开它的人。",
+    404: "没有这个地址。",
+    413: f"请求太大：最多 {MAX_BODY} 字节。",
+}
 HEADERS = {
     "Content-Security-Policy": "img-src 'self' data: blob:; object-src 'none'; base-uri 'self'",
     "X-Content-Type-Options": "nosniff",
@@ -43,14 +48,14 @@ class Guard:
             return
         status = self._refusal(scope["path"], scope["method"], Headers(scope=scope))
         if status:
-            await PlainTextResponse(f"{status}", status)(scope, receive, send)
+            await _answer(status)(scope, receive, send)
             return
         bounded = _Bounded(receive, None if scope["path"].startswith(UPLOADS) else MAX_BODY)
         try:
             await self._app(scope, bounded, _with_headers(send, bounded))
         except _TooLarge:
             if not bounded.answering:
-                await PlainTextResponse("413", 413)(scope, receive, send)
+                await _answer(413)(scope, receive, send)
 
     def _refusal(self, path: str, method: str, headers: Headers) -> int:
         """A status to answer with at once; 0 to go on."""
@@ -83,6 +88,10 @@ def _is_this_computer(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _answer(status: int) -> JSONResponse:
+    return JSONResponse({"error": {"message": SENTENCES[status]}}, status)
 
 
 class _TooLarge(Exception):
