@@ -241,9 +241,10 @@ def test_no_reply_has_a_rude_word(corpus):
         for reply in dialogue.turns[1::2]:
             assert not is_rude(reply), reply
             # What it quotes are the user's own words; the composer quotes no word of rude_words.txt.
-            text = re.sub(
-                "“[^”]*”|(妈|我|爸|姨|姑|大|舅|干)妈的|马屁|屁股|垃圾(?:桶|短信|天天倒|倒了|带走|分类|袋)|(?:把|倒)垃圾", "", reply
+            harmless = (
+                "“[^”]*”|(妈|我|爸|姨|姑|大|舅|干)妈的|马屁|屁股|垃圾(?:桶|短信|天天倒|倒了|带走|分类|袋)|(?:把|倒)垃圾"
             )
+            text = re.sub(harmless, "", reply)
             assert not [word for word in RUDE if word in text], reply
 
 
