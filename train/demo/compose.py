@@ -18,9 +18,9 @@ RANKED = 0.55  # how much less often each further reply comes: what is said most
 SLOPPY = 0.3  # share of the user's turns with slips of the fingers: a sentence must be understood though a bit is amiss
 SLIP_EVERY = 7  # characters of a wording
 MANY = 5  # wordings from which on the first one is preferred
-BRIEF = 0.5  # share of dialogues that are only a few exchanges and begin with any topic: what most visitors do
+BRIEF = 0.45  # share of dialogues that are only a few exchanges and begin with any topic: what most visitors do
 BRIEFLY = ((1, 2, 3), (30, 42, 28))  # how many topics they have
-RECALLS = 0.79  # share of the others in which the user tells something and asks for it later
+RECALLS = 0.88  # share of the others in which the user tells something and asks for it later
 TELLS = ((1, 2, 3, 4), (56, 31, 10, 3))  # how many facts such a dialogue tells
 DISTANCES = ((0, 1, 2, 3, 4), (26, 28, 22, 14, 10))  # exchanges between telling and asking
 ASKS = (("询问", "记混", "确认", "更正"), (58, 18, 10, 14))  # what happens when the time to ask has come
@@ -94,7 +94,7 @@ class Composer:
     def chat(self, topics: int) -> None:
         """Small talk about some topics, now and then with a question about something never told."""
         for _ in range(topics):
-            self.pick("未知") if self.rng.random() < 0.07 else self.filler()
+            self.pick("未知") if self.rng.random() < 0.04 else self.filler()
             self.aside()
 
     def remember(self, tells: int) -> None:
@@ -102,7 +102,7 @@ class Composer:
         rng = self.rng
         if rng.random() < 0.35:
             self.filler()
-        unknown = rng.random() < 0.2
+        unknown = rng.random() < 0.17
         limit = rng.randint(*LONG)
         for _ in range(MAX_TURNS):
             before = len(self.dialogue.turns)
