@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY = 1_000_000  # bytes of anything but an uploaded file
+DRAINED = 32_000_000  # bytes read of a request that is refused
 UPLOADS = "/gradio_api/upload"
 FETCHING = ("/gradio_api/file=http", "/gradio_api/proxy=")
 SENTENCES = {
@@ -48,14 +49,14 @@ class Guard:
             return
         status = self._refusal(scope["path"], scope["method"], Headers(scope=scope))
         if status:
-            await _answer(status)(scope, receive, send)
+            await _refuse(status, scope, receive, send)
             return
         bounded = _Bounded(receive, None if scope["path"].startswith(UPLOADS) else MAX_BODY)
         try:
             await self._app(scope, bounded, _with_headers(send, bounded))
         except _TooLarge:
             if not bounded.answering:
-                await _answer(413)(scope, receive, send)
+                await _refuse(413, scope, receive, send, bounded.more)
 
     def _refusal(self, path: str, method: str, headers: Headers) -> int:
         """A status to answer with at once; 0 to go on."""
@@ -90,8 +91,15 @@ def _is_this_computer(host: str) -> bool:
     return True
 
 
-def _answer(status: int) -> JSONResponse:
-    return JSONResponse({"error": {"message": SENTENCES[status]}}, status)
+async def _refuse(status: int, scope: Scope, receive: Receive, send: Send, more: bool = True) -> None:
+    """Answers with a sentence. A client that is still sending would see a broken connection instead of it, so what it
+    sends is read first and thrown away, within limits."""
+    read = 0
+    while more and read < DRAINED:
+        message = await receive()
+        read += len(message.get("body", b""))
+        more = message["type"] == "http.request" and message.get("more_body", False)
+    await JSONResponse({"error": {"message": SENTENCES[status]}}, status)(scope, receive, send)
 
 
 class _TooLarge(Exception):
@@ -106,10 +114,12 @@ class _Bounded:
         self._most = most
         self._read = 0
         self.answering = False
+        self.more = True  # of the body is to come
 
     async def __call__(self) -> Message:
         message = await self._receive()
         self._read += len(message.get("body", b""))
+        self.more = message.get("more_body", False)
         if self._most is not None and self._read > self._most and not self.answering:
             raise _TooLarge
         return message
