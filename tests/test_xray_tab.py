@@ -83,7 +83,7 @@ def test_candidates_of_any_place_or_none(tab: XrayTab, place: object) -> None:
 def test_the_sliders_change_the_table_at_once(tab: XrayTab) -> None:
     warm, _, _ = tab.show_candidates("zh", subject(), 1, 1.0, 0, 1.0, 1.0)
     greedy, verdict, _ = tab.show_candidates("zh", subject(), 1, 0, 0, 1.0, 1.0)
-    assert greedy != warm and "100%" in verdict and greedy.count(">100.0%<") == 2  # after top-k and top-p
+    assert greedy != warm and "100.0%" in verdict and greedy.count(">100.0%<") == 2  # after top-k and top-p
 
 
 @pytest.mark.parametrize("settings", [(math.nan, 50, 1.1, 1.0), (0.7, -1, 1.1, 1.0), ("hot", 50, 1.1, 1.0)])
@@ -133,6 +133,18 @@ def test_what_cannot_go_on_or_turns_rude_changes_nothing(
     monkeypatch.setattr("studytiny.web.xray_tab.is_rude", lambda said: True)
     tab.continue_with(None, "zh", subject(), 1, *SETTINGS, 9)
     assert notices[-1] == text("what_if_rude", "zh")
+
+
+def test_the_model_never_goes_on_with_an_answer_to_somebody_in_danger(tab: XrayTab, notices: list[str]) -> None:
+    turns = [user("我不想活了"), assistant("你好呀")]
+    tab.continue_with(None, "zh", subject(turns), 1, *SETTINGS, 9)
+    assert notices == [text("what_if_help", "zh")]
+
+
+@pytest.mark.parametrize("history", ["你好", None, [3], [{"role": "root", "content": "你好"}]])
+def test_a_history_that_is_none_is_no_reply(tab: XrayTab, history: object) -> None:
+    looked, _, *rest = tab.open("zh", history, "bundled", *CHAT_SETTINGS)
+    assert looked is None and rest[4]["value"] == text("xray_empty", "zh")
 
 
 @pytest.mark.parametrize("name", ["nobody", None, "../../etc"])

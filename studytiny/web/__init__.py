@@ -63,6 +63,7 @@ def build_page(shelf: ModelShelf | None = None) -> gr.Blocks:
                 xray = XrayTab(shelf, texts, language, chat)
             with texts.component(gr.Tab, {"label": "tab_compare"}, id="compare") as compare_tab:
                 compare = CompareTab(shelf, texts, language)
+            train = None
             if train_tab.is_offered():
                 with texts.component(gr.Tab, {"label": "tab_train"}, id="train") as own_tab:
                     train = TrainTab(shelf, texts, language, chat)
@@ -70,8 +71,8 @@ def build_page(shelf: ModelShelf | None = None) -> gr.Blocks:
                 build_about(texts)
         xray.connect_opening(xray_tab)
         compare.connect_opening(compare_tab)
-        others: list[Any] = [xray]
-        if train_tab.is_offered():
+        others: list[Any] = [xray]  # tabs with something to translate that is no plain text of texts.py
+        if train:
             train.connect_tabs(tabs, own_tab)
             others.append(train)
         texts.component(gr.Markdown, {"value": "links"}, elem_id="links")

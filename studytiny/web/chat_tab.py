@@ -25,6 +25,8 @@ from studytiny.web.models import (
 from studytiny.web.texts import DEFAULT_LANGUAGE, EXAMPLES
 
 _DEFAULTS = SamplingConfig()
+# What a visitor or a model writes is never HTML, a picture or a formula.
+TEXT_ONLY = {"render_markdown": False, "sanitize_html": True, "allow_tags": False, "latex_delimiters": []}
 _RANGES = {  # of the sliders: lowest, highest, step
     "temperature": (0, 2, 0.05),
     "top_k": (0, 200, 1),
@@ -33,8 +35,8 @@ _RANGES = {  # of the sliders: lowest, highest, step
     "top_p": (0.05, 1, 0.05),
 }
 # The generator answers many at once, keeps the others in line and turns away who finds it full: all may come to it.
-_REPLY = {"concurrency_limit": None, "concurrency_id": "reply", "show_progress": "hidden", "api_visibility": "private"}
-_AT_ONCE = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+REPLY = {"concurrency_limit": None, "concurrency_id": "reply", "show_progress": "hidden", "api_visibility": "private"}
+AT_ONCE = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
 class ChatTab:
@@ -66,12 +68,8 @@ class ChatTab:
             feedback_options=None,
             editable="user",
             examples=example_cards(DEFAULT_LANGUAGE),
-            # Text only: what a visitor or a model writes is never HTML, a picture or a formula.
-            render_markdown=False,
-            sanitize_html=True,
-            allow_tags=False,
-            latex_delimiters=[],
             group_consecutive_messages=False,
+            **TEXT_ONLY,
         )
         self.box = self._texts.component(
             gr.Textbox,
@@ -126,24 +124,24 @@ class ChatTab:
         chat, box, events = self.chat, self.box, ChatEvents(self._shelf)
         context = [self._language, self.model, *self.settings]
         replies = [
-            box.submit(events.send, [chat, box, *context], [chat, box, self.status], **_REPLY),
-            chat.example_select(events.send_example, [chat, *context], [chat, box, self.status], **_REPLY),
-            chat.retry(events.send_again, [chat, *context], [chat, box, self.status], **_REPLY),
-            chat.edit(events.send_edited, [chat, *context], [chat, box, self.status], **_REPLY),
+            box.submit(events.send, [chat, box, *context], [chat, box, self.status], **REPLY),
+            chat.example_select(events.send_example, [chat, *context], [chat, box, self.status], **REPLY),
+            chat.retry(events.send_again, [chat, *context], [chat, box, self.status], **REPLY),
+            chat.edit(events.send_edited, [chat, *context], [chat, box, self.status], **REPLY),
         ]
         for reply in replies:
-            reply.then(box_at_rest, None, box, **_AT_ONCE)
+            reply.then(box_at_rest, None, box, **AT_ONCE)
         # Each first ends a reply that is still growing, whose last words might otherwise come after.
-        box.stop(None, cancels=replies, **_AT_ONCE).then(box_at_rest, None, box, **_AT_ONCE)
-        chat.undo(None, cancels=replies, **_AT_ONCE).then(undo, chat, [chat, box], **_AT_ONCE)
-        chat.clear(None, cancels=replies, **_AT_ONCE).then(clear, None, [chat, box], **_AT_ONCE)
+        box.stop(None, cancels=replies, **AT_ONCE).then(box_at_rest, None, box, **AT_ONCE)
+        chat.undo(None, cancels=replies, **AT_ONCE).then(undo, chat, [chat, box], **AT_ONCE)
+        chat.clear(None, cancels=replies, **AT_ONCE).then(clear, None, [chat, box], **AT_ONCE)
 
-        self.model.change(self.describe_model, [self._language, self.model], [self.note, self.status], **_AT_ONCE)
-        self.reset.click(default_settings, None, self.settings, **_AT_ONCE)
+        self.model.change(self.describe_model, [self._language, self.model], [self.note, self.status], **AT_ONCE)
+        self.reset.click(default_settings, None, self.settings, **AT_ONCE)
         for setting in self.settings:
-            setting.change(lambda *values: list(values), self.settings, self.kept, **_AT_ONCE)
-        self.clock.tick(self.watch_download, self._language, self._watched, **_AT_ONCE)
-        self.again.click(self.download_again, self._language, self._watched, **_AT_ONCE)
+            setting.change(lambda *values: list(values), self.settings, self.kept, **AT_ONCE)
+        self.clock.tick(self.watch_download, self._language, self._watched, **AT_ONCE)
+        self.again.click(self.download_again, self._language, self._watched, **AT_ONCE)
         gr.api(events.chat, api_name="chat", concurrency_limit=None, concurrency_id="reply")
         gr.api(events.next_characters, api_name="next_characters", concurrency_limit=4)
 

@@ -10,15 +10,13 @@ import gradio as gr
 
 from studytiny.sampling import SamplingConfig
 from studytiny.web.chat_events import ChatEvents, box_at_rest, clear
-from studytiny.web.chat_tab import model_choices, setting_slider
+from studytiny.web.chat_tab import AT_ONCE, REPLY, TEXT_ONLY, model_choices, setting_slider
 from studytiny.web.language import Texts
 from studytiny.web.models import BUNDLED, ModelShelf, describe_model
 from studytiny.web.texts import DEFAULT_LANGUAGE
 
 HOT = 1.5  # the temperature of the right side at first: so that there is something to see at once
 _REST = SamplingConfig()  # of the settings that have no slider here
-_STREAM = {"concurrency_limit": None, "concurrency_id": "reply", "show_progress": "hidden", "api_visibility": "private"}
-_AT_ONCE = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
 @dataclass(frozen=True)
@@ -75,11 +73,8 @@ class CompareTab:
                 height=300,
                 buttons=[],
                 feedback_options=None,
-                render_markdown=False,
-                sanitize_html=True,
-                allow_tags=False,
-                latex_delimiters=[],
                 group_consecutive_messages=False,
+                **TEXT_ONLY,
             )
             with self._texts.component(gr.Accordion, {"label": "compare_settings"}, open=True):
                 settings = [
@@ -92,16 +87,16 @@ class CompareTab:
     def _connect(self) -> None:
         language, box, left, right = self._language, self.box, self.left, self.right
         sides = [left.chat, left.model, *left.settings, right.chat, right.model, *right.settings]
-        box.submit(self.answer, [language, box, *sides], [left.chat, right.chat, box], **_STREAM)
-        self.clear.click(lambda: (clear()[0], clear()[0]), None, [left.chat, right.chat], **_AT_ONCE)
+        box.submit(self.answer, [language, box, *sides], [left.chat, right.chat, box], **REPLY)
+        self.clear.click(lambda: (clear()[0], clear()[0]), None, [left.chat, right.chat], **AT_ONCE)
         for side in (left, right):
-            side.model.change(self.describe, [language, side.model], side.note, **_AT_ONCE)
+            side.model.change(self.describe, [language, side.model], side.note, **AT_ONCE)
 
     def connect_opening(self, tab: gr.Tab) -> None:
         """Looks which models there are, and says what they are, whenever the tab is opened or the language changes."""
         sides = [self.left.model, self.right.model]
         for event in (tab.select, self._language.input):
-            event(self.open, [self._language, *sides], [*sides, self.left.note, self.right.note], **_AT_ONCE)
+            event(self.open, [self._language, *sides], [*sides, self.left.note, self.right.note], **AT_ONCE)
 
     def open(self, language: str, left: str, right: str) -> list[Any]:
         """Lists of models and notes as they are now."""
@@ -116,14 +111,15 @@ class CompareTab:
     ) -> Iterator[tuple[Any, Any, Any]]:
         """Both replies as they grow, in turns. ``sides``: history, model, settings of the left, then of the right."""
         half = len(sides) // 2
-        running = {}
+        running, asked = {}, []
         for place, (history, model, *settings) in enumerate((sides[:half], sides[half:])):
-            running[place] = self._events.send(request, history, message, language, model, *_whole(settings))
+            running[place] = self._events.send(request, history, message, language, model, *_all_settings(settings))
             chat, _, _ = next(running[place])
             if not isinstance(chat, list):  # something is wrong, and it was said; once is enough
                 yield gr.skip(), gr.skip(), box_at_rest()
                 return
-            yield *_on_side(place, chat), box_at_rest("") if place else gr.skip()
+            asked.append(chat)
+        yield *asked, box_at_rest("")
         while running:
             for place, updates in list(running.items()):
                 try:
@@ -137,6 +133,6 @@ def _on_side(place: int, chat: Any) -> tuple[Any, Any]:
     return (gr.skip(), chat) if place else (chat, gr.skip())
 
 
-def _whole(settings: list[object]) -> tuple[object, ...]:
+def _all_settings(settings: list[object]) -> tuple[object, ...]:
     """The settings in the order of ``sampling_from``."""
     return (*settings, _REST.max_new_tokens, _REST.top_p, "")

@@ -168,8 +168,8 @@ TEXTS: dict[str, tuple[str, str]] = {
     "stage_top_p": ("top-p", "top-p"),
     "stands_here": ("回答里写的就是它", "This is what the reply has here"),
     "verdict": (
-        "第 {place} 个字，照现在的滑块最可能写“{token}”：{percent}%。",
-        "Character {place}: with these settings, “{token}” is most likely, {percent}%.",
+        "第 {place} 个字，照现在的滑块最可能写“{token}”：{percent}。",
+        "Character {place}: with these settings, “{token}” is most likely, {percent}.",
     ),
     "xray_settings": (
         "**换一种挑法**　拖一拖，表格马上变，不用重写",
@@ -180,6 +180,10 @@ TEXTS: dict[str, tuple[str, str]] = {
     "what_if": (
         "这是换了一个字以后的另一种可能；聊天里的那一句没有变。",
         "This is how it could have gone on after another character; the reply in the chat stays as it is.",
+    ),
+    "what_if_help": (
+        "这样的话要认真对待，回答是写好的，不让模型来接着写。",
+        "Such a message is taken seriously: its answer is a fixed one, and the model does not go on with it.",
     ),
     "what_if_rude": (
         "这样接着写出来的话不太文明，就不显示了；换一个字再试试。",
@@ -262,6 +266,10 @@ TEXTS: dict[str, tuple[str, str]] = {
         "**{name}**: stopped and saved; you can go on with it at any time.",
     ),
     "train_finished": ("**{name}**：训练好了。", "**{name}**: done."),
+    "train_dropped": (
+        "**{name}**：停下了；还没来得及保存，要练请重新开始。",
+        "**{name}**: stopped before there was anything to save; start anew to train.",
+    ),
     "train_failed": (
         "**{name}**：没能训练下去。{sentence}",
         "**{name}**: training broke off. {sentence}",
@@ -297,7 +305,8 @@ TEXTS: dict[str, tuple[str, str]] = {
         "它太小，会答非所问、会说错，不知道新闻、时间和天气，不会算大数。别拿它的话当真，尤其是健康、法律、钱的事。"
         "难过得撑不住的时候，请找信任的人；在中国大陆可以打心理援助热线 12356。\n\n"
         "### 你的话去了哪里\n"
-        "只在运行本页的电脑上处理，不记录，不上传；对话只留在你的浏览器里。\n\n"
+        "只在运行本页的电脑上处理，不写进文件，不传给别处；对话留在你的浏览器里，打开“透视”时，你看的那一段也暂时留在"
+        "这台电脑的内存里。上传来训练的语料，留在它的 runs 文件夹里。\n\n"
         "### 许可\n"
         "代码和自带模型用的语料：Apache-2.0（见仓库里的 LICENSE 和 DATA_LICENSES.md）。小黄鸡语料没有许可声明，"
         "不随本项目分发。",
@@ -316,8 +325,9 @@ TEXTS: dict[str, tuple[str, str]] = {
         "calculate. Do not rely on it, least of all in matters of health, law or money. If you are in despair, please "
         "talk to someone you trust; in mainland China the support line is 12356.\n\n"
         "### Where your words go\n"
-        "They are processed on the computer that runs this page, not recorded and not sent on; the conversation stays "
-        "in your browser.\n\n"
+        "They are processed on the computer that runs this page, not written to files and not sent on. The "
+        "conversation stays in your browser; what you look at in X-ray is also in that computer's memory for a while, "
+        "and a corpus uploaded for training stays in its runs folder.\n\n"
         "### Licences\n"
         "Code, and the corpus of the bundled model: Apache-2.0 (see LICENSE and DATA_LICENSES.md in the repository). "
         "The Xiaohuangji corpus states no licence and is not distributed here.",

@@ -16,17 +16,17 @@ import gradio as gr
 
 from studytiny.errors import UserError
 from studytiny.generator import Generator
-from studytiny.safety import is_filter_on
+from studytiny.safety import help_for, is_filter_on
 from studytiny.sampling import SamplingConfig
-from studytiny.tokenizer import Message
+from studytiny.tokenizer import SPECIAL_TOKENS, Message
 from studytiny.web.chat_events import caller_of, sentence_for
 from studytiny.web.chat_tab import ChatTab, setting_slider
-from studytiny.web.conversation import clean_text, flatten
+from studytiny.web.conversation import clean_text, flatten, sampling_from
 from studytiny.web.language import Texts
 from studytiny.web.models import ModelShelf
 from studytiny.web.texts import text
-from studytiny.web.xray_views import attention_spans, bars, reply_spans, token_rows, written
-from studytiny.word_lists import is_rude
+from studytiny.web.xray_views import attention_spans, bars, percent, reply_spans, token_rows, written
+from studytiny.word_lists import is_rude, speaks_of_suicide
 from studytiny.xray import Inside, chances, look_inside
 
 SHOWN = 10  # candidates
@@ -183,7 +183,8 @@ class XrayTab:
         show_all(self.which.input(self.choose, [language, chat.chat, chat.model, self.which], [self.subject, *view],
                                   **_EVENT))  # fmt: skip
         show_all(self.reply.select(self.pick, self.place, self.place, **_EVENT))
-        show_all(self.place.input(lambda: None, None, None, **_EVENT))
+        for event in (self.place.input, language.input):
+            show_all(event(lambda: None, None, None, **_EVENT))
         for slider in self.settings:
             slider.change(self.show_candidates, at_place, details, **_EVENT)
         for choice in (self.layer, self.head):
@@ -200,7 +201,7 @@ class XrayTab:
     def open(self, language: str, history: object, model: object, *settings: object) -> list[Any]:
         """The last reply of the chat, with the chat's own settings."""
         temperature, top_k, penalty, _, top_p, _ = settings
-        replies = reply_choices(flatten(history))
+        replies = reply_choices(_turns(history))
         last = replies[-1][1] if replies else None
         which = gr.update(choices=replies, value=last)
         subject, *view = self.choose(language, history, model, last)
@@ -208,7 +209,7 @@ class XrayTab:
 
     def choose(self, language: str, history: object, model: object, which: object) -> list[Any]:
         """Another reply of the chat."""
-        turns = flatten(history)
+        turns = _turns(history)
         if type(which) is not int or not 0 < which < len(turns) or turns[which]["role"] != "assistant":
             return self._nothing(text("xray_empty", language))
         messages = tuple((turn["role"], turn["content"]) for turn in turns[: which + 1])
@@ -252,12 +253,11 @@ class XrayTab:
         here = inside.ids[inside.begin + index]
         rows = chances(inside, generator.tokenizer, index, sampling, SHOWN)
         best, name = rows[0], written(generator.tokenizer, rows[0].token_id, language)
-        percent = f"{100 * best.probabilities[-1]:.0f}"
-        verdict = text("verdict", language, place=index + 1, token=name, percent=percent)
+        verdict = text("verdict", language, place=index + 1, token=name, percent=percent(best.probabilities[-1]))
         others = [
-            (f"{written(generator.tokenizer, row.token_id, language)}　{100 * row.probabilities[0]:.1f}%", row.token_id)
+            (f"{written(generator.tokenizer, row.token_id, language)}　{percent(row.probabilities[0])}", row.token_id)
             for row in rows
-            if row.token_id != here and row.text == generator.tokenizer.decode([row.token_id])
+            if row.token_id != here and row.token_id >= len(SPECIAL_TOKENS)
         ]
         choice = gr.update(choices=others, value=others[0][1] if others else None)
         return [bars(rows, generator.tokenizer, here, language), escape(verdict), choice]
@@ -294,6 +294,9 @@ class XrayTab:
         """The reply as it could have gone on with another character at a place; the chat stays as it is."""
         if subject is None or type(other) is not int:
             return [gr.skip()] * 8
+        if help_for(subject.turns[-2]["content"]) is not None:  # such a message is never the model's to answer
+            gr.Warning(text("what_if_help", language))
+            return [gr.skip()] * 8
         try:
             generator, inside = self._looks(subject)
             index = _index(inside, place)
@@ -306,7 +309,7 @@ class XrayTab:
         except UserError as error:
             gr.Warning(escape(sentence_for(error, language)))
             return [gr.skip()] * 8
-        if is_filter_on("page") and is_rude(said):
+        if is_filter_on("page") and (is_rude(said) or speaks_of_suicide(said)):
             gr.Warning(text("what_if_rude", language))
             return [gr.skip()] * 8
         changed = Subject(subject.model, (*subject.messages[:-1], ("assistant", said)))
@@ -335,6 +338,14 @@ class XrayTab:
         return [text("xray_empty", language)]
 
 
+def _turns(history: object) -> list[Message]:
+    """The chat's messages; none if a client sent something else."""
+    try:
+        return flatten(history)
+    except UserError:
+        return []
+
+
 def reply_choices(turns: list[Message]) -> list[tuple[str, int]]:
     """``(beginning of the reply, its index)`` of every reply."""
     return [(turn["content"][:30], i) for i, turn in enumerate(turns) if i and turn["role"] == "assistant"]
@@ -348,5 +359,4 @@ def _index(inside: Inside, place: object) -> int:
 
 def _sampling(settings: tuple[object, ...]) -> SamplingConfig:
     temperature, top_k, penalty, top_p = settings
-    whole = int(top_k) if type(top_k) is float and top_k.is_integer() else top_k
-    return SamplingConfig(temperature=temperature, top_k=whole, repetition_penalty=penalty, top_p=top_p)
+    return sampling_from(temperature, top_k, penalty, SamplingConfig.max_new_tokens, top_p, None)
