@@ -115,6 +115,14 @@ def test_stop_saves_and_it_goes_on_from_there(tab: TrainTab, training: Training,
     load_model(training._folder / name)
 
 
+def test_who_stops_before_anything_is_saved_is_told_so(tab: TrainTab, training: Training, corpus: Path) -> None:
+    tab.begin("zh", str(corpus), "mini", 5)
+    tab.end("zh")
+    wait_until(lambda: not training.progress().is_alive)
+    assert training.progress().state == "dropped" and training.resumable() == []
+    assert text("train_dropped", "zh", name=training.progress().name) == tab.watch("zh")[0]
+
+
 def test_what_is_wrong_with_a_corpus_is_one_sentence(tab: TrainTab, training: Training, tmp_path: Path) -> None:
     empty = tmp_path / "空.conv"
     empty.write_text("今天天气不错\n", encoding="utf-8")
@@ -146,7 +154,7 @@ def test_only_what_is_in_the_list_is_gone_on_with(training: Training, name: obje
 
 
 def test_every_state_has_a_sentence_in_both_languages() -> None:
-    for state in ("none", "starting", "running", "stopping", "stopped", "finished", "failed"):
+    for state in ("none", "starting", "running", "stopping", "stopped", "dropped", "finished", "failed"):
         for language in ("zh", "en"):
             said = status(Progress("<b>", state, "<i>坏了</i>", 60, 1000, [(10, 2.0)], [(10, 3.0)]), language)
             assert said and "<b>" not in said and "<i>" not in said

@@ -35,7 +35,8 @@ class Progress:
 
     Attributes:
         name: of its folder under runs; empty if there is none.
-        state: ``none``, ``starting``, ``running``, ``stopping``, ``stopped``, ``finished`` or ``failed``.
+        state: ``none``, ``starting``, ``running``, ``stopping``, ``stopped`` (and saved), ``dropped`` (before there was
+            anything to save), ``finished`` or ``failed``.
         sentence: what went wrong, of a failed one.
         losses: (step, nats per character of the replies).
         bits: (step, held-out bits per character).
@@ -150,8 +151,10 @@ class Training:
             return "stopping" if self._stopping else "running" if began else "starting"
         if code == 0:
             return "finished"
-        # Told to stop before it had anything to save, a run ends by the signal itself.
-        return "stopped" if self._stopping else "failed"
+        if not self._stopping:
+            return "failed"
+        # Told to stop while it prepares, a run ends by the signal itself.
+        return "stopped" if newest_step(self._folder / self._name) is not None else "dropped"
 
     def _refuse_second(self) -> None:
         if self._process is not None and self._process.poll() is None:
