@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -30,9 +32,6 @@ def test_the_folder_holds_what_the_host_asks_for(tmp_path: Path, host: str) -> N
 
 
 def test_what_was_written_runs_and_nobody_trains_there(tmp_path: Path) -> None:
-    import sys
-    import urllib.request
-
     out = write_upload_folder("space", tmp_path / "up")
     environment = {**offline_environment(tmp_path), "SPACE_ID": "a/b", "PYTHONDONTWRITEBYTECODE": "1"}
     environment.pop("PYTHONPATH", None)

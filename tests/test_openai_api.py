@@ -17,7 +17,7 @@ from conftest import assistant, user
 from studytiny import DialogueModel, Generator, SamplingConfig, Tokenizer, UserError, load_model, save_checkpoint
 from studytiny.safety import HELP
 from studytiny.web import openai_api
-from studytiny.web.openai_api import MAX_BODY
+from studytiny.web.guard import MAX_BODY
 from tests.browser import command, offline_environment, running_page
 
 TALK = [user("你好"), assistant("好呀"), user("我叫什么名字")]

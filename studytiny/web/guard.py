@@ -18,9 +18,10 @@ DRAINED = 32_000_000  # bytes read of a request that is refused
 UPLOADS = "/gradio_api/upload"
 FETCHING = ("/gradio_api/file=http", "/gradio_api/proxy=")
 SENTENCES = {
-    403: "这个网页只回答从这台电脑打开它的人。",
-    404: "没有这个地址。",
-    413: f"请求太大：最多 {MAX_BODY} 字节。",
+    403: "这个网页只给这台电脑用，请用 http://127.0.0.1 打开；要给别的电脑用，请设环境变量 "
+    "GRADIO_SERVER_NAME=0.0.0.0 再启动。",
+    404: "没有这个地址；请从网页的首页进入。",
+    413: f"请求太大：最多 {MAX_BODY} 字节；请缩短或分几次发。",
 }
 HEADERS = {
     "Content-Security-Policy": "img-src 'self' data: blob:; object-src 'none'; base-uri 'self'",

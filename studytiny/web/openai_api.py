@@ -27,7 +27,6 @@ from studytiny.tokenizer import Message
 from studytiny.web.conversation import flatten
 from studytiny.web.models import ModelShelf, UnknownModel
 
-MAX_BODY = 1_000_000  # bytes
 _FIELDS = {  # theirs: ours
     "temperature": "temperature",
     "top_p": "top_p",
@@ -53,17 +52,13 @@ async def _list_models(shelf: ModelShelf, request: Request) -> Response:
 
 
 async def _complete(shelf: ModelShelf, request: Request) -> Response:
-    body = b""
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MAX_BODY:
-            return _refuse(413, f"请求太大：最多 {MAX_BODY} 字节。")
+    body = await request.body()  # bounded by ``studytiny.web.guard``
     try:
         asked = json.loads(body)
         if not isinstance(asked, dict):
             raise ValueError
     except ValueError:  # also of text that is no UTF-8
-        return _refuse(400, "请求应是一个 JSON 对象。")
+        return _refuse(400, '请求应是一个 JSON 对象，例如 {"model": "bundled", "messages": [...]}。')
     caller = request.client.host if request.client else ""
     try:
         # The first use of a model reads it from disk.
