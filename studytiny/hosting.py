@@ -16,7 +16,7 @@ from studytiny.errors import UserError
 from studytiny.hub import MODEL_ID
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-CONTENT = ("app.py", "studytiny", "train", "assets", "LICENSE", "DATA_LICENSES.md")
+CONTENT = ("app.py", "studytiny", "train", "lessons", "assets", "LICENSE", "DATA_LICENSES.md")
 GRADIO_VERSION = "6.31.0"  # what the tests run with; a studio may have another 6.x
 TESTS_HEADING = "# 测试"  # what follows it in requirements.txt is not needed to run the page
 HEADS = {

@@ -4,7 +4,7 @@ One token is one character (字), so everything the model reads and writes can b
 
     <|user|>你好<|end|><|assistant|>你好呀<|end|>
 
-The seven special tokens are put there by this file only. The text ``<|end|>`` inside a message or a corpus is five
+The seven special tokens are put there by this file only. The text ``<|end|>`` inside a message or a corpus is seven
 ordinary characters and can therefore never end a turn or fake a role.
 """
 

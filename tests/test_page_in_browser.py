@@ -307,6 +307,25 @@ def test_xray_without_a_reply_and_the_tokenizer_view(open_page: Callable[..., Ch
     assert page.page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+def test_each_view_leads_to_its_lesson(open_page: Callable[..., ChatPage]) -> None:
+    page = open_page()
+    page.set("max_new_tokens", 5)
+    page.send("你好")
+    page.open_tab("tab_xray")
+    page.page.locator("#looked-at .token").first.wait_for()
+    links = page.page.locator("#xray .lesson-link:visible, #xray-intro ~ .lesson-link:visible")
+    titles = links.all_inner_texts()
+    assert [title[:5] for title in titles] == ["第 2 课", "第 3 课", "第 5 课", "第 4 课"]
+    page.page.get_by_role("button", name=titles[-1]).click()
+    page.page.locator("#lesson-text").get_by_text("算错了方向").wait_for()
+    page.page.locator("#lesson-command").get_by_text("lessons.4_looking_back").wait_for()
+    page.page.locator("#lesson label").nth(5).click()
+    page.page.locator("#lesson-text").get_by_text("草是什么颜色的").wait_for()
+    assert "optimizer.step()" in page.text_of("#lesson-code")
+    page.page.locator("#language").get_by_text("English").click()
+    page.page.locator("#lesson").get_by_text("Lesson 6: how it learns").wait_for()
+
+
 def test_a_training_run_is_watched_stopped_and_chatted_with(
     browser: Any, folder: Path, generator: Generator, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from studytiny import DialogueModel, Tokenizer, UserError, hub, load_model, save
 from studytiny.web import build_page, launch_options
 from studytiny.web.chat_tab import ChatTab
 from studytiny.web.language import Texts
+from studytiny.web.lessons_tab import Lessons
 from studytiny.web.models import ModelShelf
 from studytiny.web.texts import text
 from studytiny.web.train_tab import POINTS, SWITCH, TrainTab, curve, status
@@ -53,7 +54,7 @@ def shelf(tmp_path: Path, model: DialogueModel, tokenizer: Tokenizer, monkeypatc
 def tab(shelf: ModelShelf, training: Training) -> Iterator[TrainTab]:
     with gr.Blocks():
         texts, language = Texts(), gr.Radio(["zh", "en"])
-        yield TrainTab(shelf, texts, language, ChatTab(shelf, texts, language), training)
+        yield TrainTab(shelf, texts, language, ChatTab(shelf, texts, language), Lessons(), training)
 
 
 @pytest.fixture

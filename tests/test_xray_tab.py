@@ -17,6 +17,7 @@ import app  # noqa: F401 - sets what Gradio reads while it is imported
 from studytiny import DialogueModel, SamplingConfig, Tokenizer, hub, save_checkpoint
 from studytiny.web.chat_tab import ChatTab
 from studytiny.web.language import Texts
+from studytiny.web.lessons_tab import Lessons
 from studytiny.web.models import ModelShelf
 from studytiny.web.texts import text
 from studytiny.web.xray_tab import KEPT, Subject, XrayTab, reply_choices
@@ -38,7 +39,7 @@ def shelf(tmp_path: Path, model: DialogueModel, tokenizer: Tokenizer, monkeypatc
 def tab(shelf: ModelShelf) -> Iterator[XrayTab]:
     with gr.Blocks():
         texts, language = Texts(), gr.Radio(["zh", "en"])
-        yield XrayTab(shelf, texts, language, ChatTab(shelf, texts, language))
+        yield XrayTab(shelf, texts, language, ChatTab(shelf, texts, language), Lessons())
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from studytiny.web.chat_tab import ChatTab, restored_settings
 from studytiny.web.compare_tab import CompareTab
 from studytiny.web.guard import Guard
 from studytiny.web.language import Texts
+from studytiny.web.lessons_tab import Lessons
 from studytiny.web.models import BUNDLED, ModelShelf
 from studytiny.web.texts import DEFAULT_LANGUAGE, LANGUAGES, translations
 from studytiny.web.train_tab import TrainTab
@@ -41,7 +42,7 @@ _MONO_FONTS = ("ui-monospace", "Consolas", "Menlo", "Noto Sans Mono CJK SC", "mo
 def build_page(shelf: ModelShelf | None = None) -> gr.Blocks:
     """The whole page; nothing is loaded or fetched before it is served."""
     shelf = shelf or ModelShelf()
-    texts = Texts()
+    texts, lessons = Texts(), Lessons()
     with gr.Blocks(title="StudyTiny", analytics_enabled=False, fill_width=True) as page:
         with gr.Row(elem_id="header"):
             gr.Markdown("# StudyTiny", elem_id="heading")
@@ -60,18 +61,26 @@ def build_page(shelf: ModelShelf | None = None) -> gr.Blocks:
             with texts.component(gr.Tab, {"label": "tab_chat"}, id="chat"):
                 chat = ChatTab(shelf, texts, language)
             with texts.component(gr.Tab, {"label": "tab_xray"}, id="xray") as xray_tab:
-                xray = XrayTab(shelf, texts, language, chat)
+                xray = XrayTab(shelf, texts, language, chat, lessons)
             with texts.component(gr.Tab, {"label": "tab_compare"}, id="compare") as compare_tab:
                 compare = CompareTab(shelf, texts, language)
             train = None
             if train_tab.is_offered():
                 with texts.component(gr.Tab, {"label": "tab_train"}, id="train") as own_tab:
-                    train = TrainTab(shelf, texts, language, chat)
+                    train = TrainTab(shelf, texts, language, chat, lessons)
+            if lessons.lessons:
+                with texts.component(gr.Tab, {"label": "tab_lessons"}, id="lessons"):
+                    lessons.build(texts)
             with texts.component(gr.Tab, {"label": "tab_about"}, id="about"):
                 build_about(texts)
         xray.connect_opening(xray_tab)
         compare.connect_opening(compare_tab)
-        others: list[Any] = [xray]  # tabs with something to translate that is no plain text of texts.py
+        others: list[Any] = [
+            xray,
+            *([lessons] if lessons.lessons else []),
+        ]  # tabs with something to translate that is no plain text of texts.py
+        if lessons.lessons:
+            lessons.connect(tabs)
         if train:
             train.connect_tabs(tabs, own_tab)
             others.append(train)

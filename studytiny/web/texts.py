@@ -290,6 +290,18 @@ TEXTS: dict[str, tuple[str, str]] = {
     "prompt": ("你说", "You say"),
     "stages": ("学了三分之一时|学了三分之二时|学完时", "after a third|after two thirds|at the end"),
     "doctor": ("语料体检", "The corpus doctor's report (in Chinese)"),
+    # lessons
+    "tab_lessons": ("课程", "Lessons"),
+    "lessons_intro": (
+        "**课程**：六节短课，从一个字讲到一段对话，再讲到怎样学会说话。每一课是一个能运行的小程序，改一改，再运行，看看变了什么。",
+        "**Lessons**: six short ones, from a character to a conversation and to how it is learnt. Each is a small "
+        "program to run, change and run again. They are in Chinese.",
+    ),
+    "lesson": ("哪一课", "Lesson"),
+    "lesson_code": (
+        "程序：在下载来的项目里运行上面的命令",
+        "The program: run the command above in a copy of the project",
+    ),
     # about
     "tab_about": ("关于", "About"),
     "model_card": ("自带模型的说明书", "Card of the bundled model (in Chinese)"),

@@ -18,6 +18,7 @@ from studytiny.hosting import is_hosted
 from studytiny.web.chat_events import sentence_for
 from studytiny.web.chat_tab import ChatTab, model_choices
 from studytiny.web.language import Texts
+from studytiny.web.lessons_tab import Lessons
 from studytiny.web.models import ModelShelf
 from studytiny.web.texts import DEFAULT_LANGUAGE, text
 from studytiny.web.training import PRESETS, Progress, Training
@@ -40,7 +41,13 @@ class TrainTab:
     """Builds the tab inside the current Blocks. ``localized`` and ``localize`` are for the page's language switch."""
 
     def __init__(
-        self, shelf: ModelShelf, texts: Texts, language: gr.Radio, chat: ChatTab, training: Training | None = None
+        self,
+        shelf: ModelShelf,
+        texts: Texts,
+        language: gr.Radio,
+        chat: ChatTab,
+        lessons: Lessons,
+        training: Training | None = None,
     ) -> None:
         self._shelf = shelf
         self._texts = texts
@@ -48,6 +55,7 @@ class TrainTab:
         self._chat = chat
         self.training = training or Training()
         texts.component(gr.Markdown, {"value": "train_intro"}, elem_id="train-intro")
+        lessons.link(6)
         with gr.Row():
             with gr.Column(scale=3, min_width=300):
                 self._build_settings()

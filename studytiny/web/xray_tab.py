@@ -23,6 +23,7 @@ from studytiny.web.chat_events import caller_of, sentence_for
 from studytiny.web.chat_tab import ChatTab, setting_slider
 from studytiny.web.conversation import clean_text, flatten, sampling_from
 from studytiny.web.language import Texts
+from studytiny.web.lessons_tab import Lessons
 from studytiny.web.models import ModelShelf
 from studytiny.web.texts import text
 from studytiny.web.xray_views import attention_spans, bars, percent, reply_spans, token_rows, written
@@ -78,14 +79,16 @@ class Looks:
 class XrayTab:
     """Builds the tab inside the current Blocks. ``localized`` and ``localize`` are for the page's language switch."""
 
-    def __init__(self, shelf: ModelShelf, texts: Texts, language: gr.Radio, chat: ChatTab) -> None:
+    def __init__(self, shelf: ModelShelf, texts: Texts, language: gr.Radio, chat: ChatTab, lessons: Lessons) -> None:
         self._shelf = shelf
+        self._lessons = lessons
         self._looks = Looks(shelf)
         self._texts = texts
         self._language = language
         self._chat = chat
         self.subject = gr.State(None)  # Subject
         texts.component(gr.Markdown, {"value": "xray_intro"}, elem_id="xray-intro")
+        self._lessons.link(2)
         self.empty = gr.Markdown(visible=True, elem_id="xray-empty")
         with gr.Column(visible=False, elem_id="xray") as self.body:
             self._build_reply()
@@ -128,12 +131,14 @@ class XrayTab:
     def _build_candidates(self) -> None:
         component = self._texts.component
         component(gr.Markdown, {"value": "candidates_intro"}, elem_id="candidates-intro")
+        self._lessons.link(3)
         self.table = gr.HTML(elem_id="candidates", padding=False)
         self.verdict = gr.Markdown(elem_id="verdict")
         with gr.Row():
             self.other = component(gr.Dropdown, {"label": "other_candidate"}, elem_id="other", filterable=False)
             self.go_on = component(gr.Button, {"value": "go_on"}, elem_id="go-on")
         self.note = gr.Markdown(elem_id="what-if")
+        self._lessons.link(5)
 
     def _build_settings(self) -> None:
         with gr.Group(elem_id="xray-settings"):
@@ -146,6 +151,7 @@ class XrayTab:
     def _build_attention(self) -> None:
         component = self._texts.component
         component(gr.Markdown, {"value": "attention_intro"}, elem_id="attention-intro")
+        self._lessons.link(4)
         with gr.Row():
             self.layer = component(gr.Radio, {"label": "layer"}, elem_id="layer")
             self.head = component(gr.Radio, {"label": "head"}, elem_id="head")
@@ -157,6 +163,7 @@ class XrayTab:
     def _build_tokens(self) -> None:
         component = self._texts.component
         component(gr.Markdown, {"value": "tokens_intro"})
+        self._lessons.link(1)
         self.text = component(
             gr.Textbox, {"label": "tokens_text", "placeholder": "tokens_hint"}, max_lines=3, elem_id="tokens-text"
         )

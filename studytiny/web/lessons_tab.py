@@ -1,0 +1,122 @@
+"""The Lessons tab: the files of ``lessons/`` to read in the page, and the buttons elsewhere that lead to one."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from studytiny.web.language import Texts
+from studytiny.web.texts import DEFAULT_LANGUAGE
+
+FOLDER = Path(__file__).resolve().parents[2] / "lessons"
+_EVENT = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A lesson's file.
+
+    Attributes:
+        name: of its module, which begins with its number.
+        titles: by language.
+        text: what it teaches, Markdown.
+        code: the program below it.
+    """
+
+    name: str
+    titles: dict[str, str]
+    text: str
+    code: str
+
+
+def read_lessons(folder: Path = FOLDER) -> list[Lesson]:
+    """All lessons in their order: a module docstring with a heading, its English in italics, and the text; then code.
+
+    A copy of the project without lessons has none.
+    """
+    return [_read(path) for path in sorted(folder.glob("[0-9]*.py"), key=lambda path: int(path.stem.split("_")[0]))]
+
+
+def _read(path: Path) -> Lesson:
+    source = path.read_text(encoding="utf-8")
+    docstring = ast.parse(source).body[0]
+    heading, english, text = ast.literal_eval(docstring.value).split("\n\n", 2)
+    titles = {"zh": heading.removeprefix("# "), "en": english.strip("*")}
+    code = "".join(source.splitlines(keepends=True)[docstring.end_lineno :])
+    return Lesson(path.stem, titles, text.strip(), code.strip() + "\n")
+
+
+class Lessons:
+    """What the tabs share: ``link`` makes a button that leads to a lesson, ``build`` the tab that they lead to."""
+
+    def __init__(self, lessons: list[Lesson] | None = None) -> None:
+        self.lessons = read_lessons() if lessons is None else lessons
+        self._links: list[tuple[gr.Button, int]] = []
+
+    def link(self, number: int) -> None:
+        """A button with the title of lesson ``number``, from 1 on; none if there is no such lesson."""
+        if number <= len(self.lessons):
+            title = self.lessons[number - 1].titles[DEFAULT_LANGUAGE]
+            self._links.append((gr.Button(title, size="sm", elem_classes="lesson-link"), number - 1))
+
+    def build(self, texts: Texts) -> None:
+        """The tab, inside the current Blocks."""
+        texts.component(gr.Markdown, {"value": "lessons_intro"}, elem_id="lessons-intro")
+        first = self.lessons[0]
+        self.chosen = texts.component(
+            gr.Radio,
+            {"label": "lesson"},
+            choices=self._choices(DEFAULT_LANGUAGE),
+            value=0,
+            show_label=False,
+            container=False,
+            elem_id="lesson",
+        )
+        self.text = gr.Markdown(first.text, elem_id="lesson-text")
+        self.command = gr.Code(_command(first), language="shell", show_label=False, container=False, lines=1,
+                               interactive=False, elem_id="lesson-command")  # fmt: skip
+        self.code = texts.component(
+            gr.Code, {"label": "lesson_code"}, value=first.code, language="python", interactive=False,
+            elem_id="lesson-code",
+        )  # fmt: skip
+        self._shown = [self.text, self.command, self.code]
+        self.chosen.input(self.show, self.chosen, self._shown, **_EVENT)
+
+    def connect(self, tabs: gr.Tabs) -> None:
+        """Makes the buttons lead here."""
+        for button, index in self._links:
+            button.click(lambda index=index: self.open(index), None, [tabs, self.chosen, *self._shown], **_EVENT)
+
+    def open(self, index: int) -> list[Any]:
+        """The tab with one lesson."""
+        return [gr.Tabs(selected="lessons"), index, *self.show(index)]
+
+    def show(self, index: object) -> list[Any]:
+        """One lesson; what is no lesson's index, a client may send anything, changes nothing."""
+        if type(index) is not int or not 0 <= index < len(self.lessons):
+            return [gr.skip()] * 3
+        lesson = self.lessons[index]
+        return [lesson.text, _command(lesson), lesson.code]
+
+    def _choices(self, language: str) -> list[tuple[str, int]]:
+        return [(lesson.titles[language], index) for index, lesson in enumerate(self.lessons)]
+
+    # the page's language
+
+    @property
+    def localized(self) -> list[gr.blocks.Block]:
+        """The components that ``localize`` updates."""
+        return [self.chosen, *(button for button, _ in self._links)]
+
+    def localize(self, language: str) -> list[Any]:
+        """Titles in ``language``; the lessons themselves are Chinese."""
+        titles = [self.lessons[index].titles[language] for _, index in self._links]
+        return [gr.update(choices=self._choices(language)), *titles]
+
+
+def _command(lesson: Lesson) -> str:
+    return f"python -m lessons.{lesson.name}"
