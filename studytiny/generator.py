@@ -98,6 +98,11 @@ class Generator:
         """The whole reply; see ``stream``."""
         return "".join(step.text for step in self.stream(messages, sampling, caller=caller))
 
+    @property
+    def in_line(self) -> int:
+        """How many conversations wait at this moment because ``max_running`` others are being answered."""
+        return self._scheduler.in_line
+
     @torch.inference_mode()
     def logits(self, messages: Sequence[Message]) -> Tensor:
         """Logits (vocab_size,) in float32, on the CPU, of the first character of the reply to ``messages``.

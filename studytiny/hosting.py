@@ -71,6 +71,12 @@ def is_hosted() -> bool:
     return bool(os.environ.get("SPACE_ID")) or os.environ.get("MODELSCOPE_ENVIRONMENT") == "studio"
 
 
+def code_address() -> str | None:
+    """Where the code of this page can be read, if a host says so."""
+    space = os.environ.get("SPACE_ID")
+    return f"https://huggingface.co/spaces/{space}/tree/main" if space else None
+
+
 def write_upload_folder(host: str, out: str | Path, torch_index: str | None = None) -> Path:
     """Writes all that ``host`` (of HEADS) needs into the new folder ``out``.
 

@@ -193,6 +193,13 @@ class Scheduler:
             self._changed.notify()
         return Reply(self, conversation)
 
+    @property
+    def in_line(self) -> int:
+        """Conversations that wait because every slot is taken."""
+        with self._changed:
+            waiting = sum(not other.left for other in self._waiting)
+            return max(0, waiting - len(self._free) - sum(each.left for each in self._running))
+
     def _make_room(self, newcomer: str) -> None:
         """Sends away the last in line of whoever has most there, if that is not the newcomer."""
         in_line = Counter(other.caller for other in self._waiting)

@@ -241,6 +241,25 @@ def test_ten_thousand_characters_get_one_sentence_and_stay_in_the_box(open_page:
     assert page.send("你好") != ""
 
 
+def test_enter_that_ends_an_input_method_s_word_sends_nothing(open_page: Callable[..., ChatPage]) -> None:
+    page = open_page()
+    page.set("max_new_tokens", 5)
+    page.box.focus()
+    keys = page.context.new_cdp_session(page.page)
+    enter = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 229}  # as a browser names it meanwhile
+    keys.send("Input.imeSetComposition", {"text": "ni", "selectionStart": 2, "selectionEnd": 2})
+    keys.send("Input.dispatchKeyEvent", {"type": "rawKeyDown", **enter})
+    keys.send("Input.insertText", {"text": "你"})
+    keys.send("Input.dispatchKeyEvent", {"type": "keyUp", **enter})
+    page.box.press("Shift+Enter")
+    page.page.keyboard.insert_text("好")
+    page.page.wait_for_timeout(500)
+    assert page.box.input_value() == "你\n好" and page.messages("user") == []
+    page.box.press("Enter")
+    page.reply()
+    assert page.messages("user") == ["你 好"]
+
+
 def test_markup_is_shown_as_text(open_page: Callable[..., ChatPage]) -> None:
     page = open_page()
     page.set("max_new_tokens", 5)

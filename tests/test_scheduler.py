@@ -183,6 +183,21 @@ def test_in_a_full_line_whoever_has_most_there_gives_way(scheduler, engine):
         assert [len(steps) for steps in pool.map(list, [*flood[:-1], quiet])] == [5] * 10
 
 
+def test_the_line_is_as_long_as_those_who_find_no_place(scheduler, engine):
+    assert scheduler.in_line == 0
+    engine.go.clear()
+    held = [ask(scheduler) for _ in range(3)]
+    assert scheduler.in_line == 0
+    held += [ask(scheduler) for _ in range(3)]
+    assert scheduler.in_line == 2
+    held.pop().close()
+    assert scheduler.in_line == 1
+    engine.go.set()
+    with ThreadPoolExecutor(5) as pool:
+        list(pool.map(list, held))
+    assert scheduler.in_line == 0
+
+
 # who leaves
 
 

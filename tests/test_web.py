@@ -300,6 +300,14 @@ def test_the_line_under_the_chat_says_how_fast_it_was(events: ChatEvents) -> Non
     assert not isinstance(chat, list) and re.search(r"正在回答的是：.*每秒写 \d+ 字", line)
 
 
+def test_who_waits_is_told_how_many_are_before_them(events: ChatEvents, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Generator, "in_line", 3)
+    lines = [line for *_, line in events.send(None, [], "你好", "zh", "bundled", *DEFAULTS) if isinstance(line, str)]
+    assert lines[0] == text("in_line", "zh", count=3) and "正在回答的是" in lines[1]
+    monkeypatch.setattr(Generator, "in_line", 0)
+    assert "在等" not in str(list(events.send(None, [], "你好", "zh", "bundled", *DEFAULTS)))
+
+
 def test_the_box_is_emptied_once_the_message_is_in_the_chat(events: ChatEvents) -> None:
     chat, box, _ = next(events.send(None, [], "你好", "zh", "bundled", *DEFAULTS))
     assert chat == [{"role": "user", "content": "你好"}]

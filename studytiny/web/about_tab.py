@@ -8,6 +8,7 @@ from pathlib import Path
 import gradio as gr
 
 from studytiny import hub
+from studytiny.hosting import code_address
 from studytiny.web.language import Texts
 
 CARD = "README.md"  # of the bundled model's folder
@@ -16,6 +17,10 @@ CARD = "README.md"  # of the bundled model's folder
 def build_about(texts: Texts) -> None:
     """Builds the tab inside the current Blocks."""
     texts.component(gr.Markdown, {"value": "about"}, elem_id="about")
+    address = code_address()
+    if address:
+        texts.component(gr.Markdown, {"value": "code"}, elem_id="code")
+        gr.Markdown(f"[{address}]({address})")
     card = Path(hub.BUNDLED_FOLDER) / CARD
     if card.is_file():
         with texts.component(gr.Accordion, {"label": "model_card"}, open=False, elem_id="model-card"):

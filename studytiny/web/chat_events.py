@@ -102,18 +102,21 @@ class ChatEvents:
     ) -> Updates:
         """Streams the chat with the reply growing; a mistake becomes one sentence and changes nothing."""
         try:
-            turns, replies = self._begin(request, history, message, model, settings)
+            turns, replies, before = self._begin(request, history, message, model, settings)
         except UserError as error:
             gr.Warning(escape(sentence_for(error, language)))
             yield gr.skip(), box_at_rest(), gr.skip()
             return
-        yield show(turns), box_in_use(box_text), gr.skip()
+        place = text("in_line", language, count=before) if before else gr.skip()
+        yield show(turns), box_in_use(box_text), place
         reply, begun, at_first = "", 0.0, 0
         try:
             for reply in replies:
+                status = gr.skip()
                 if not begun:
                     begun, at_first = time.perf_counter(), len(reply)
-                yield show([*turns, {"role": "assistant", "content": reply}]), gr.skip(), gr.skip()
+                    status = status_line(str(model), language) if before else status
+                yield show([*turns, {"role": "assistant", "content": reply}]), gr.skip(), status
             if len(reply) > at_first:  # else it came in one piece, or was drawn anew
                 speed = (len(reply) - at_first) / (time.perf_counter() - begun)
                 yield gr.skip(), gr.skip(), status_line(str(model), language, speed)
@@ -122,15 +125,18 @@ class ChatEvents:
 
     def _begin(
         self, request: gr.Request, history: object, message: str, model: object, settings: tuple[object, ...]
-    ) -> tuple[Turns, Iterator[str]]:
+    ) -> tuple[Turns, Iterator[str], int]:
+        """The conversation, the reply as it grows, and how many wait for theirs before it begins."""
         turns = [*flatten(history), {"role": "user", "content": message}]
         answer = help_for(message)
         if answer is not None:  # first of all: no wrong setting, length or missing model may stand in the way of it
-            return turns, iter([answer])
+            return turns, iter([answer]), 0
         if len(message) > MAX_MESSAGE:
             raise MessageTooLong(len(message))
         sampling = sampling_from(*settings)
-        return turns, stream_reply(self._shelf.generator(model), turns, sampling, caller_of(request))
+        generator = self._shelf.generator(model)
+        before = generator.in_line
+        return turns, stream_reply(generator, turns, sampling, caller_of(request)), before
 
     def chat(
         self,
@@ -149,7 +155,7 @@ class ChatEvents:
         try:
             typed = clean_text(message) if isinstance(message, str) else ""
             settings = (temperature, top_k, repetition_penalty, max_new_tokens, top_p, seed)
-            _, replies = self._begin(request, history, typed, model, settings)
+            _, replies, _ = self._begin(request, history, typed, model, settings)
             yield from replies
         except UserError as error:
             language = pick_language(request.headers.get("accept-language") if request else None)

@@ -42,6 +42,10 @@ TEXTS: dict[str, tuple[str, str]] = {
         "This is a very small model. It may talk nonsense: do not rely on what it says.",
     ),
     "speed": ("刚才每秒写 {speed:.0f} 字。", " It just wrote {speed:.0f} characters a second."),
+    "in_line": (
+        "现在人多，前面还有 {count} 个在等；轮到你就答。",
+        "It is busy: {count} are waiting before you. You are answered in turn.",
+    ),
     "answering": ("正在回答的是：{model}。", "Answering: {model}."),
     # models
     "model": ("模型", "Model"),
@@ -320,7 +324,8 @@ TEXTS: dict[str, tuple[str, str]] = {
         "只在运行本页的电脑上处理，不写进文件，不传给别处；对话留在你的浏览器里，打开“透视”时，你看的那一段也暂时留在"
         "这台电脑的内存里。上传来训练的语料，留在它的 runs 文件夹里。\n\n"
         "### 许可\n"
-        "代码和自带模型用的语料：Apache-2.0（见仓库里的 LICENSE 和 DATA_LICENSES.md）。小黄鸡语料没有许可声明，"
+        "代码和自带模型用的语料：[Apache-2.0](https://www.apache.org/licenses/LICENSE-2.0)"
+        "（见仓库里的 LICENSE 和 DATA_LICENSES.md）。小黄鸡语料没有许可声明，"
         "不随本项目分发。",
         "### What this is\n"
         "StudyTiny is a Chinese chat model small enough to be understood whole, for people who want to know how "
@@ -341,9 +346,11 @@ TEXTS: dict[str, tuple[str, str]] = {
         "conversation stays in your browser; what you look at in X-ray is also in that computer's memory for a while, "
         "and a corpus uploaded for training stays in its runs folder.\n\n"
         "### Licences\n"
-        "Code, and the corpus of the bundled model: Apache-2.0 (see LICENSE and DATA_LICENSES.md in the repository). "
+        "Code, and the corpus of the bundled model: [Apache-2.0](https://www.apache.org/licenses/LICENSE-2.0) "
+        "(see LICENSE and DATA_LICENSES.md in the repository). "
         "The Xiaohuangji corpus states no licence and is not distributed here.",
     ),
+    "code": ("本页的全部代码：", "All the code of this page:"),
     # what goes wrong
     "empty_message": ("先写一句话再发送吧。", "Write something first, then send it."),
     "message_too_long": (
