@@ -34,6 +34,7 @@ from studytiny.web.chat_tab import (
     restored_settings,
 )
 from studytiny.web.conversation import clean_text, flatten, sampling_from, show, stream_reply, unshow
+from studytiny.web.language import Texts
 from studytiny.web.models import Download, ModelShelf, describe_failure, describe_model
 from studytiny.web.texts import TEXTS, explain, pick_language, text, translations
 from tests.browser import command, free_port, offline_environment, running_page
@@ -414,6 +415,12 @@ def test_an_older_gradio_is_told_only_what_it_knows(shelf: ModelShelf, monkeypat
 
     monkeypatch.setattr("gradio.Blocks.launch", older_launch)
     assert set(launch_options(shelf)) == {"css", "footer_links", "quiet"}
+
+    class OlderBox:
+        def __init__(self, label: object, lines: int = 1) -> None:
+            self.lines = lines
+
+    assert Texts().component(OlderBox, {"label": "model"}, lines=3, show_whitespaces=True).lines == 3
 
 
 @pytest.fixture(scope="module")

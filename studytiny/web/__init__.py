@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 import signal
 import time
@@ -21,7 +20,7 @@ from studytiny.web.about_tab import build_about
 from studytiny.web.chat_tab import ChatTab, restored_settings
 from studytiny.web.compare_tab import CompareTab
 from studytiny.web.guard import Guard
-from studytiny.web.language import Texts
+from studytiny.web.language import Texts, supported
 from studytiny.web.lessons_tab import Lessons
 from studytiny.web.models import BUNDLED, ModelShelf
 from studytiny.web.texts import DEFAULT_LANGUAGE, LANGUAGES, translations
@@ -160,7 +159,7 @@ def page_theme() -> gr.themes.Base:
 
 
 def launch_options(shelf: ModelShelf) -> dict[str, Any]:
-    """What ``launch`` is told, less what this Gradio does not know: a host may have an older one."""
+    """What ``launch`` is told."""
     wanted = {
         "app_kwargs": {
             "routes": openai_api.routes(shelf),
@@ -182,8 +181,7 @@ def launch_options(shelf: ModelShelf) -> dict[str, Any]:
         "quiet": True,
         "prevent_thread_lock": True,
     }
-    known = inspect.signature(gr.Blocks.launch).parameters
-    return {name: value for name, value in wanted.items() if name in known}
+    return supported(gr.Blocks.launch, wanted)
 
 
 def _is_local() -> bool:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 from gradio.i18n import I18nData
 
 from studytiny.web.texts import text
+
+
+def supported(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
+    """``options`` less what this Gradio's ``function`` does not know: a host may have an older one than ours."""
+    known = inspect.signature(function).parameters
+    return {name: value for name, value in options.items() if name in known}
 
 
 class Texts:
@@ -18,6 +26,7 @@ class Texts:
 
     def component(self, kind: type, keys: dict[str, str], **options: Any) -> Any:
         """Makes a component of ``kind``; ``keys`` says which text of texts.py each property shows."""
+        options = supported(kind, options)
         # Gradio's page translates these marks itself, so that the first paint is already in the browser's language.
         component = kind(**{name: I18nData(key) for name, key in keys.items()}, **options)
         self._keys.append((component, keys))

@@ -9,11 +9,11 @@ from typing import Any
 
 import gradio as gr
 
+from studytiny.web.chat_tab import AT_ONCE
 from studytiny.web.language import Texts
 from studytiny.web.texts import DEFAULT_LANGUAGE
 
 FOLDER = Path(__file__).resolve().parents[2] / "lessons"
-_EVENT = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,12 @@ class Lessons:
             elem_id="lesson-code",
         )  # fmt: skip
         self._shown = [self.text, self.command, self.code]
-        self.chosen.input(self.show, self.chosen, self._shown, **_EVENT)
+        self.chosen.input(self.show, self.chosen, self._shown, **AT_ONCE)
 
     def connect(self, tabs: gr.Tabs) -> None:
         """Makes the buttons lead here."""
         for button, index in self._links:
-            button.click(lambda index=index: self.open(index), None, [tabs, self.chosen, *self._shown], **_EVENT)
+            button.click(lambda index=index: self.open(index), None, [tabs, self.chosen, *self._shown], **AT_ONCE)
 
     def open(self, index: int) -> list[Any]:
         """The tab with one lesson."""
