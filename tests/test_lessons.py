@@ -71,7 +71,7 @@ def test_the_loss_falls_and_what_was_learnt_is_known_by_heart(tmp_path: Path) ->
 def test_every_lesson_has_a_title_in_both_languages_and_names_its_code() -> None:
     assert [int(name.split("_")[0]) for name in NAMES] == list(range(1, len(NAMES) + 1))
     for lesson in ALL:
-        assert lesson.titles["zh"].startswith("第 ") and lesson.titles["en"].startswith("Lesson ")
+        assert lesson.title("zh").startswith("第 ") and lesson.title("en").startswith("Lesson ")
         named = re.findall(r"`((?:studytiny|train)/\w+\.py)`", lesson.text)
         assert named and all((ROOT / name).is_file() for name in named)
         assert "**试一试**" in lesson.text and "def main()" in lesson.code and '"""#' not in lesson.code

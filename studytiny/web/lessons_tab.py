@@ -22,15 +22,19 @@ class Lesson:
 
     Attributes:
         name: of its module, which begins with its number.
-        titles: by language.
+        titles: Chinese and English.
         text: what it teaches, Markdown.
         code: the program below it.
     """
 
     name: str
-    titles: dict[str, str]
+    titles: tuple[str, str]
     text: str
     code: str
+
+    def title(self, language: str) -> str:
+        """The heading."""
+        return self.titles[language != "zh"]
 
 
 def read_lessons(folder: Path = FOLDER) -> list[Lesson]:
@@ -45,7 +49,7 @@ def _read(path: Path) -> Lesson:
     source = path.read_text(encoding="utf-8")
     docstring = ast.parse(source).body[0]
     heading, english, text = ast.literal_eval(docstring.value).split("\n\n", 2)
-    titles = {"zh": heading.removeprefix("# "), "en": english.strip("*")}
+    titles = (heading.removeprefix("# "), english.strip("*"))
     code = "".join(source.splitlines(keepends=True)[docstring.end_lineno :])
     return Lesson(path.stem, titles, text.strip(), code.strip() + "\n")
 
@@ -60,7 +64,7 @@ class Lessons:
     def link(self, number: int) -> None:
         """A button with the title of lesson ``number``, from 1 on; none if there is no such lesson."""
         if number <= len(self.lessons):
-            title = self.lessons[number - 1].titles[DEFAULT_LANGUAGE]
+            title = self.lessons[number - 1].title(DEFAULT_LANGUAGE)
             self._links.append((gr.Button(title, size="sm", elem_classes="lesson-link"), number - 1))
 
     def build(self, texts: Texts) -> None:
@@ -103,7 +107,7 @@ class Lessons:
         return [lesson.text, _command(lesson), lesson.code]
 
     def _choices(self, language: str) -> list[tuple[str, int]]:
-        return [(lesson.titles[language], index) for index, lesson in enumerate(self.lessons)]
+        return [(lesson.title(language), index) for index, lesson in enumerate(self.lessons)]
 
     # the page's language
 
@@ -114,7 +118,7 @@ class Lessons:
 
     def localize(self, language: str) -> list[Any]:
         """Titles in ``language``; the lessons themselves are Chinese."""
-        titles = [self.lessons[index].titles[language] for _, index in self._links]
+        titles = [self.lessons[index].title(language) for _, index in self._links]
         return [gr.update(choices=self._choices(language)), *titles]
 
 

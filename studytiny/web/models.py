@@ -132,7 +132,7 @@ def label_of(name: str, language: str) -> str:
         return text("model_bundled", language)
     if name == PUBLISHED:
         return text("model_published", language)
-    return text("model_run", language, name=name.removeprefix("runs/"))
+    return text("model_run", language, name=str(name).removeprefix("runs/"))  # a client may send anything
 
 
 def describe_model(shelf: ModelShelf, name: str, language: str) -> str:

@@ -57,7 +57,7 @@ async def _complete(shelf: ModelShelf, request: Request) -> Response:
         asked = json.loads(body)
         if not isinstance(asked, dict):
             raise ValueError
-    except ValueError:  # also of text that is no UTF-8
+    except (ValueError, RecursionError):  # also of text that is no UTF-8, and of lists in lists in lists
         return _refuse(400, '请求应是一个 JSON 对象，例如 {"model": "bundled", "messages": [...]}。')
     caller = request.client.host if request.client else ""
     try:
