@@ -38,7 +38,7 @@ def test_what_was_written_runs_and_nobody_trains_there(tmp_path: Path) -> None:
     with running_page([sys.executable, "app.py"], environment, out) as address:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         config = opener.open(f"{address}config", timeout=10).read().decode("utf-8")
-        assert "xray-reply" in config and "train-start" not in config and "lesson-code" in config
+        assert "xray-reply" in config and "train-start" not in config and "lesson-text" in config
         assert "https://huggingface.co/spaces/a/b/tree/main" in config
 
 

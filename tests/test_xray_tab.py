@@ -21,7 +21,7 @@ from studytiny.web.lessons_tab import Lessons
 from studytiny.web.models import ModelShelf
 from studytiny.web.texts import text
 from studytiny.web.xray_tab import KEPT, Subject, XrayTab, reply_choices
-from studytiny.web.xray_views import bars, percent, token_rows
+from studytiny.web.xray_views import DEEPEST, bars, percent, token_rows
 from studytiny.xray import STAGES, Chance, certainty, look_inside
 
 TALK = [user("你好"), assistant("你好呀"), user("我叫小天"), assistant("你好小天")]
@@ -63,7 +63,7 @@ def test_opening_shows_the_last_reply_with_the_settings_of_the_chat(tab: XrayTab
     generator = shelf.generator("bundled")
     inside = look_inside(generator.model, generator.tokenizer, TALK)
     assert [token for token, _ in spans] == [*"你好小天", text("mark_end", "zh")]
-    assert [p for _, p in spans] == certainty(inside)
+    assert [p for _, p in spans] == pytest.approx([DEEPEST * p for p in certainty(inside)])
     assert place["maximum"] == len(spans)
 
 
@@ -97,7 +97,7 @@ def test_attention_shows_what_was_read_and_the_most_looked_at_is_deepest(tab: Xr
     shown, blind = tab.show_attention("zh", subject(), 2, 1, 1)
     spans = shown["value"]
     assert "".join(token for token, _ in spans).endswith(text("mark_assistant", "zh") + "你")
-    assert max(share for _, share in spans) == 1.0 and blind["visible"] is False
+    assert max(share for _, share in spans) == pytest.approx(DEEPEST) and blind["visible"] is False
     _, wrong = tab.show_attention("en", subject(), 2, 99, 1)
     assert wrong["visible"] is True and "layer 99" in wrong["value"]
 

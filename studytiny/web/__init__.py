@@ -69,7 +69,7 @@ def build_page(shelf: ModelShelf | None = None) -> gr.Blocks:
                     train = TrainTab(shelf, texts, language, chat, lessons)
             if lessons.lessons:
                 with texts.component(gr.Tab, {"label": "tab_lessons"}, id="lessons"):
-                    lessons.build(texts)
+                    lessons.build(texts, language)
             with texts.component(gr.Tab, {"label": "tab_about"}, id="about"):
                 build_about(texts)
         xray.connect_opening(xray_tab)
@@ -79,7 +79,7 @@ def build_page(shelf: ModelShelf | None = None) -> gr.Blocks:
             *([lessons] if lessons.lessons else []),
         ]  # tabs with something to translate that is no plain text of texts.py
         if lessons.lessons:
-            lessons.connect(tabs)
+            lessons.connect(tabs, language)
         if train:
             train.connect_tabs(tabs, own_tab)
             others.append(train)
@@ -150,7 +150,19 @@ def page_theme() -> gr.themes.Base:
         block_info_text_color_dark="*neutral_300",
         body_text_color_subdued="*neutral_600",
         body_text_color_subdued_dark="*neutral_300",
-        # White text on it must be readable
+        # What is read in colour or on it: contrast of 4.5 at least (WCAG 2.1, level AA)
+        link_text_color="*primary_700",
+        link_text_color_visited="*primary_700",
+        link_text_color_dark="*primary_300",
+        link_text_color_visited_dark="*primary_300",
+        block_label_background_fill="*neutral_100",
+        block_label_background_fill_dark="*neutral_800",
+        block_label_text_color="*neutral_700",
+        block_label_text_color_dark="*neutral_200",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_800",
         checkbox_label_background_fill_selected="*primary_700",
         checkbox_label_background_fill_selected_dark="*primary_700",
         checkbox_label_shadow="none",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import gradio as gr
 
 from studytiny.web.chat_tab import AT_ONCE
 from studytiny.web.language import Texts
-from studytiny.web.texts import DEFAULT_LANGUAGE
+from studytiny.web.texts import DEFAULT_LANGUAGE, text
 
 FOLDER = Path(__file__).resolve().parents[2] / "lessons"
 
@@ -51,7 +53,9 @@ def _read(path: Path) -> Lesson:
     heading, english, text = ast.literal_eval(docstring.value).split("\n\n", 2)
     titles = (heading.removeprefix("# "), english.strip("*"))
     code = "".join(source.splitlines(keepends=True)[docstring.end_lineno :])
-    return Lesson(path.stem, titles, text.strip(), code.strip() + "\n")
+    # Markdown makes a space of a line break, which Chinese has no use for.
+    text = re.sub(r"(?<=[\u3000-\uffef])\n(?=[\u3000-\uffef])", "", text.strip())
+    return Lesson(path.stem, titles, text, code.strip() + "\n")
 
 
 class Lessons:
@@ -67,10 +71,9 @@ class Lessons:
             title = self.lessons[number - 1].title(DEFAULT_LANGUAGE)
             self._links.append((gr.Button(title, size="sm", elem_classes="lesson-link"), number - 1))
 
-    def build(self, texts: Texts) -> None:
+    def build(self, texts: Texts, language: gr.Radio) -> None:
         """The tab, inside the current Blocks."""
         texts.component(gr.Markdown, {"value": "lessons_intro"}, elem_id="lessons-intro")
-        first = self.lessons[0]
         self.chosen = texts.component(
             gr.Radio,
             {"label": "lesson"},
@@ -80,31 +83,24 @@ class Lessons:
             container=False,
             elem_id="lesson",
         )
-        self.text = gr.Markdown(first.text, elem_id="lesson-text")
-        self.command = gr.Code(_command(first), language="shell", show_label=False, container=False, lines=1,
-                               interactive=False, elem_id="lesson-command")  # fmt: skip
-        self.code = texts.component(
-            gr.Code, {"label": "lesson_code"}, value=first.code, language="python", interactive=False,
-            elem_id="lesson-code",
-        )  # fmt: skip
-        self._shown = [self.text, self.command, self.code]
-        self.chosen.input(self.show, self.chosen, self._shown, **AT_ONCE)
+        self.text = gr.Markdown(_whole(self.lessons[0], DEFAULT_LANGUAGE), elem_id="lesson-text")
+        self.chosen.input(self.show, [language, self.chosen], self.text, **AT_ONCE)
 
-    def connect(self, tabs: gr.Tabs) -> None:
+    def connect(self, tabs: gr.Tabs, language: gr.Radio) -> None:
         """Makes the buttons lead here."""
         for button, index in self._links:
-            button.click(lambda index=index: self.open(index), None, [tabs, self.chosen, *self._shown], **AT_ONCE)
+            opening = partial(self.open, index=index)
+            button.click(opening, language, [tabs, self.chosen, self.text], **AT_ONCE)
 
-    def open(self, index: int) -> list[Any]:
+    def open(self, language: str, index: int) -> list[Any]:
         """The tab with one lesson."""
-        return [gr.Tabs(selected="lessons"), index, *self.show(index)]
+        return [gr.Tabs(selected="lessons"), index, self.show(language, index)]
 
-    def show(self, index: object) -> list[Any]:
+    def show(self, language: str, index: object) -> Any:
         """One lesson; what is no lesson's index, a client may send anything, changes nothing."""
         if type(index) is not int or not 0 <= index < len(self.lessons):
-            return [gr.skip()] * 3
-        lesson = self.lessons[index]
-        return [lesson.text, _command(lesson), lesson.code]
+            return gr.skip()
+        return _whole(self.lessons[index], language)
 
     def _choices(self, language: str) -> list[tuple[str, int]]:
         return [(lesson.title(language), index) for index, lesson in enumerate(self.lessons)]
@@ -122,5 +118,8 @@ class Lessons:
         return [gr.update(choices=self._choices(language)), *titles]
 
 
-def _command(lesson: Lesson) -> str:
-    return f"python -m lessons.{lesson.name}"
+def _whole(lesson: Lesson, language: str) -> str:
+    """A lesson as Markdown: its text, how to run it, and the program."""
+    command = f"python -m lessons.{lesson.name}"
+    run = text("lesson_run", language)
+    return f"{lesson.text}\n\n{run}\n\n```bash\n{command}\n```\n\n```python\n{lesson.code}```\n"

@@ -302,50 +302,47 @@ TEXTS: dict[str, tuple[str, str]] = {
         "program to run, change and run again. They are in Chinese.",
     ),
     "lesson": ("哪一课", "Lesson"),
-    "lesson_code": (
-        "程序：在下载来的项目里运行上面的命令",
-        "The program: run the command above in a copy of the project",
-    ),
+    "lesson_run": ("在下载来的项目里运行它：", "Run it in a copy of the project:"),
     # about
     "tab_about": ("关于", "About"),
     "model_card": ("自带模型的说明书", "Card of the bundled model (in Chinese)"),
     "about": (
-        "### 这是什么\n"
+        "## 这是什么\n"
         "StudyTiny 是一个小到可以整个看懂的中文聊天模型，给想弄明白“大模型”怎么回事的人。一个 token 就是一个字："
         "它读的每个字、写的每个字、写以前想过的别的字，都能在“透视”里看到；“训练”里可以从零教一个自己的。\n\n"
-        "### 有哪两种模型\n"
+        "## 有哪两种模型\n"
         "- **自带小模型**：几百万个参数，在笔记本电脑上用本项目自己写的对话训练出来，看得见前面说过的话。\n"
         "- **StudyTinyModel**：StudyGPT 原作者发布在 ModelScope 上的模型，约 2000 万个参数，用小黄鸡语料训练。"
         "它的注意力算错了方向，看不见上文；这里照原样运行，好让人比较。\n\n"
-        "### 它做不到什么\n"
+        "## 它做不到什么\n"
         "它太小，会答非所问、会说错，不知道新闻、时间和天气，不会算大数。别拿它的话当真，尤其是健康、法律、钱的事。"
         "难过得撑不住的时候，请找信任的人；在中国大陆可以打心理援助热线 12356。\n\n"
-        "### 你的话去了哪里\n"
+        "## 你的话去了哪里\n"
         "只在运行本页的电脑上处理，不写进文件，不传给别处；对话留在你的浏览器里，打开“透视”时，你看的那一段也暂时留在"
         "这台电脑的内存里。上传来训练的语料，留在它的 runs 文件夹里。\n\n"
-        "### 许可\n"
+        "## 许可\n"
         "代码和自带模型用的语料：[Apache-2.0](https://www.apache.org/licenses/LICENSE-2.0)"
         "（见仓库里的 LICENSE 和 DATA_LICENSES.md）。小黄鸡语料没有许可声明，"
         "不随本项目分发。",
-        "### What this is\n"
+        "## What this is\n"
         "StudyTiny is a Chinese chat model small enough to be understood whole, for people who want to know how "
         "language models work. One token is one character: all that it reads and writes, and what else it considered, "
         "can be seen in X-ray; in Train you can teach one of your own.\n\n"
-        "### Two models\n"
+        "## Two models\n"
         "- **The bundled model**: a few million parameters, trained on a laptop on dialogues written by this project. "
         "It sees what was said before.\n"
         "- **StudyTinyModel**: published on ModelScope by the author of StudyGPT, about 20 million parameters, trained "
         "on the Xiaohuangji corpus. Its attention runs in the wrong direction, so it cannot see the context; it runs "
         "here exactly as published, for comparison.\n\n"
-        "### What it cannot do\n"
+        "## What it cannot do\n"
         "It is very small: it misses the point, gets things wrong, knows no news, time or weather, and cannot "
         "calculate. Do not rely on it, least of all in matters of health, law or money. If you are in despair, please "
         "talk to someone you trust; in mainland China the support line is 12356.\n\n"
-        "### Where your words go\n"
+        "## Where your words go\n"
         "They are processed on the computer that runs this page, not written to files and not sent on. The "
         "conversation stays in your browser; what you look at in X-ray is also in that computer's memory for a while, "
         "and a corpus uploaded for training stays in its runs folder.\n\n"
-        "### Licences\n"
+        "## Licences\n"
         "Code, and the corpus of the bundled model: [Apache-2.0](https://www.apache.org/licenses/LICENSE-2.0) "
         "(see LICENSE and DATA_LICENSES.md in the repository). "
         "The Xiaohuangji corpus states no licence and is not distributed here.",

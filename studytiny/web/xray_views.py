@@ -11,6 +11,8 @@ from studytiny.xray import STAGES, Chance, Inside, certainty, looked_at
 
 Spans = list[tuple[str, float | None]]  # of gr.HighlightedText: a piece of text, and how deep its colour is, 0 to 1
 
+DEEPEST = 0.75  # at 1 the text on it would be hard to read
+
 _MARKS = {USER_ID: "mark_user", ASSISTANT_ID: "mark_assistant", END_ID: "mark_end", UNK_ID: "mark_unknown"}
 
 
@@ -23,21 +25,22 @@ def written(tokenizer: Tokenizer, token_id: int, language: str) -> str:
 
 
 def reply_spans(inside: Inside, tokenizer: Tokenizer, language: str) -> Spans:
-    """The reply up to its end, each token with the probability that the model itself gave it."""
+    """The reply up to its end, each token as deep as the probability that the model itself gave it."""
     tokens = inside.ids[inside.begin :]
-    return [(written(tokenizer, t, language), p) for t, p in zip(tokens, certainty(inside), strict=True)]
+    return [(written(tokenizer, t, language), DEEPEST * p) for t, p in zip(tokens, certainty(inside), strict=True)]
 
 
 def attention_spans(
     inside: Inside, tokenizer: Tokenizer, layer: int, head: int, index: int, language: str
 ) -> Spans | None:
-    """All that was read before place ``index`` of the reply; the place that the head looked at most is 1."""
+    """All that was read before place ``index`` of the reply; the place that the head looked at most is the deepest."""
     shares = looked_at(inside, layer, head, index)
     if shares is None:
         return None
     most = max(shares)
     return [
-        (written(tokenizer, token, language), share / most) for token, share in zip(inside.ids, shares, strict=False)
+        (written(tokenizer, token, language), DEEPEST * share / most)
+        for token, share in zip(inside.ids, shares, strict=False)
     ]
 
 
