@@ -9,7 +9,10 @@ from typing import Any
 import gradio as gr
 from gradio.i18n import I18nData
 
-from studytiny.web.texts import text
+from studytiny.web.texts import DEFAULT_LANGUAGE, text
+
+# Before that it shows the marks themselves in some places, the names of tabs for one.
+_TRANSLATES = tuple(int(part) for part in gr.__version__.split(".")[:2]) >= (6, 12)
 
 
 def supported(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -28,7 +31,8 @@ class Texts:
         """Makes a component of ``kind``; ``keys`` says which text of texts.py each property shows."""
         options = supported(kind, options)
         # Gradio's page translates these marks itself, so that the first paint is already in the browser's language.
-        component = kind(**{name: I18nData(key) for name, key in keys.items()}, **options)
+        shown = {name: I18nData(key) if _TRANSLATES else text(key, DEFAULT_LANGUAGE) for name, key in keys.items()}
+        component = kind(**shown, **options)
         self._keys.append((component, keys))
         return component
 
