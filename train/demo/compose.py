@@ -389,10 +389,12 @@ class Composer:
         return self.person.setdefault(slot, "她" if self.rng.random() < 0.5 else "他")
 
     def draw(self, name: str, taken: tuple[str, ...]) -> str:
-        """A value of the list `name`: not forbidden, and unlike each of `taken`, none of which it may contain."""
+        """A value of the list `name`: neither forbidden nor rude, unlike each of `taken` and with none of them in it."""
         for _ in range(DRAWS):
             text = self.compound(name)
-            if not any(other and (other in text or text in other) for other in taken) and not self.banned(text):
+            if any(other and (other in text or text in other) for other in taken):
+                continue
+            if not self.banned(text) and not is_rude(text):  # two harmless characters may make a name that is not
                 return text
         raise TopicError(f"values/{name}.txt：这张表里的值全被禁用或用掉了，请多写几个。")
 
