@@ -14,7 +14,7 @@ MAX_TURNS = 24
 MAX_COST = 500  # characters plus two marks a turn: a whole dialogue fits the window of 512
 TRIES = 60  # draws before giving up on finding an exchange that fits
 DRAWS = 2000  # draws before a list of values counts as forbidden altogether
-RANKED = 0.55  # how much less often each further reply comes: what is said most is learnt soonest
+RANKED = 0.3  # how much less often each further reply comes: what is said most is learnt soonest
 SLOPPY = 0.3  # share of the user's turns with slips of the fingers: a sentence must be understood though a bit is amiss
 SLIP_EVERY = 7  # characters of a wording
 MANY = 5  # wordings from which on the first one is preferred
@@ -389,7 +389,7 @@ class Composer:
         return self.person.setdefault(slot, "她" if self.rng.random() < 0.5 else "他")
 
     def draw(self, name: str, taken: tuple[str, ...]) -> str:
-        """A value of the list `name`: neither forbidden nor rude, unlike each of `taken` and with none of them in it."""
+        """A value of the list `name`: neither forbidden nor rude, unlike each of `taken` and containing none."""
         for _ in range(DRAWS):
             text = self.compound(name)
             if any(other and (other in text or text in other) for other in taken):
