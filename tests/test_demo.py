@@ -119,6 +119,14 @@ def test_a_fact_never_told_is_not_made_up(corpus):
     assert about_name > 200
 
 
+def test_the_first_reply_of_the_file_comes_most_often(tmp_path):
+    folder = broken_folder(tmp_path, "@话题\n> 下雨了|天晴了|起风了\n< 第一句。\n< 第二句。\n< 第三句？\n< 第四句。\n")
+    dialogues = compose_dialogues(600, 0, folder)
+    counts = Counter(dialogue.turns[1] for dialogue in dialogues if dialogue.turns)
+    assert [reply for reply, _ in counts.most_common()] == ["第一句。", "第二句。", "第三句？", "第四句。"]
+    assert counts["第一句。"] > 200
+
+
 def test_a_name_of_somebody_else_is_not_the_users_name(corpus):
     seen = 0
     for dialogue, event in events(corpus, "未知"):

@@ -339,7 +339,7 @@ def test_each_view_leads_to_its_lesson(open_page: Callable[..., ChatPage]) -> No
     page.page.locator("#lesson-text").get_by_text("算错了方向").wait_for()
     assert "python -m lessons.4_looking_back" in page.text_of("#lesson-text")
     page.page.locator("#lesson label").nth(5).click()
-    page.page.locator("#lesson-text").get_by_text("草是什么颜色的").wait_for()
+    page.page.locator("#lesson-text").get_by_text("草是什么颜色的").first.wait_for()
     assert "optimizer.step()" in page.text_of("#lesson-text")
     page.page.locator("#language").get_by_text("English").click()
     page.page.locator("#lesson").get_by_text("Lesson 6: how it learns").wait_for()

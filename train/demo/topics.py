@@ -364,10 +364,12 @@ class _TopicParser:
                 lines = self.lines("<", depth)
                 follow_ups = self.exchanges(depth + 1)
                 # They follow the wordings right above: all questions, or all statements, up to a change of the two.
+                block: list[Reply] = []
                 for line in reversed(lines):
                     if line.text.endswith("？") != lines[-1].text.endswith("？"):
                         follow_ups = ()
-                    replies.append(Reply(line, follow_ups))
+                    block.append(Reply(line, follow_ups))
+                replies += reversed(block)  # the first of the file is drawn most
             if not replies:
                 raise self.fail("用户的话（>）后面要有同样缩进的回答（<）。")
             found.append(Exchange(users, tuple(replies)))
