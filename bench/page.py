@@ -26,7 +26,6 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # for ``python bench/page.py``
 
 from studytiny.command import CommandParser, number, run_command  # noqa: E402
-from tests.browser import ChatPage, command, free_port, offline_environment, running_browser  # noqa: E402
+from tests.browser import ChatPage, command, offline_environment, running_browser, running_process  # noqa: E402
 
 SAID = ("你好", "今天有点累", "你喜欢吃什么", "我叫小雨", "讲个笑话吧", "周末去哪儿玩好呢", "晚安", "谢谢你")
 VISITORS = 16
@@ -49,31 +48,13 @@ _WATCH = """() => {
     const before = bots().length;
     window.firstText = null;
     let pressed = null;
-    addEventListener('keydown', event => { if (event.key === 'Enter') pressed ??= performance.now(); }, true);
+    addEventListener('keydown', () => { pressed = performance.now(); }, { capture: true, once: true });
     const look = () => {
         if (bots().length > before && bots().at(-1).innerText.trim()) window.firstText = performance.now() - pressed;
         else requestAnimationFrame(look);
     };
     look();
 }"""
-
-
-@contextlib.contextmanager
-def served(folder: Path) -> Iterator[tuple[str, subprocess.Popen[Any], float]]:
-    """Address, process and seconds until the page was there."""
-    port = free_port()
-    address = f"http://127.0.0.1:{port}/"
-    environment = {**offline_environment(folder), "GRADIO_SERVER_PORT": str(port)}
-    begun = time.perf_counter()
-    with (folder / "page.log").open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(command(), cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        while process.poll() is None and status(address) != 200:
-            time.sleep(0.02)
-        yield address, process, time.perf_counter() - begun
-    finally:
-        process.kill()
-        process.wait()
 
 
 def status(address: str, body: bytes | None = None) -> int:
@@ -105,8 +86,9 @@ def start_seconds(rounds: int, folder: Path) -> list[float]:
     """Seconds from the command to the page, each in a new process."""
     found = []
     for _ in range(rounds):
-        with served(folder) as (_, _, seconds):
-            found.append(seconds)
+        begun = time.perf_counter()
+        with running_process(command(), offline_environment(folder), folder):
+            found.append(time.perf_counter() - begun)
     return found
 
 
@@ -188,16 +170,16 @@ def under_load(address: str, process: subprocess.Popen[Any], seconds: float) -> 
     end = time.monotonic() + seconds
     memory: list[float] = []
 
-    def chat(client: Any, who: str) -> None:
+    def chat(client: Any) -> None:
         turn = 0
         while time.monotonic() < end:
             try:
                 client.predict(SAID[turn % len(SAID)], api_name="/chat")
-                answered[f"{who}: ok"] += 1
+                answered["client: ok"] += 1
             except AppError as error:
-                answered[f"{who}: {str(error)[:40]}"] += 1
+                answered[f"client: {str(error)[:40]}"] += 1
             except Exception as error:  # what it was is the finding
-                answered[f"{who}: {type(error).__name__}"] += 1
+                answered[f"client: {type(error).__name__}"] += 1
             turn += 1
 
     def flood() -> None:
@@ -223,7 +205,7 @@ def under_load(address: str, process: subprocess.Popen[Any], seconds: float) -> 
                 answered[f"quiet: {type(error).__name__}"] += 1
             time.sleep(1)
 
-    threads = [threading.Thread(target=chat, args=(client, "client")) for client in clients]
+    threads = [threading.Thread(target=chat, args=(client,)) for client in clients]
     threads += [threading.Thread(target=flood), threading.Thread(target=visit)]
     for thread in threads:
         thread.start()
@@ -250,7 +232,8 @@ def main() -> None:
         folder = Path(home)
         print("| | 中位数 | 最久 | 目标 |\n|---|---|---|---|", flush=True)
         print(row("从命令到网页", start_seconds(arguments.rounds, folder), "秒", "6"), flush=True)
-        with served(folder) as (address, process, _), running_browser() as browser:
+        running = running_process(command(), offline_environment(folder), folder)
+        with running as (address, process), running_browser() as browser:
             page = ChatPage(browser, address)
             page.send("你好")
             print(row("按回车到第一个字", first_text(page, arguments.rounds), "毫秒", "300"), flush=True)

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from studytiny import DialogueModel, Tokenizer, save_checkpoint
 from studytiny.web.texts import TEXTS
 from tests.loopback_hub import REPOSITORY, LoopbackHub
 
@@ -73,9 +75,26 @@ def offline_environment(home: Path) -> dict[str, str]:
     return hub.environment(home)
 
 
+def small_bundled(folder: Path) -> Path:
+    """A model of no training in ``folder``, to stand in for the bundled one: small, and always the same."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer("你好呀我是小天叫什么名字，。？！")
+    model = DialogueModel(tokenizer.vocab_size, 32, 4, 2, max_length=64)
+    return save_checkpoint(folder / "bundled", model, tokenizer)
+
+
 @contextlib.contextmanager
 def running_page(arguments: list[str], environment: dict[str, str], folder: Path) -> Iterator[str]:
-    """The page's address; what it prints goes to page.log in ``folder``, which is also where it runs."""
+    """The page's address; see ``running_process``."""
+    with running_process(arguments, environment, folder) as (address, _):
+        yield address
+
+
+@contextlib.contextmanager
+def running_process(
+    arguments: list[str], environment: dict[str, str], folder: Path
+) -> Iterator[tuple[str, subprocess.Popen[Any]]]:
+    """The page's address and process; what it prints goes to page.log in ``folder``, which is also where it runs."""
     port = free_port()
     address = f"http://127.0.0.1:{port}/"
     log = folder / "page.log"
@@ -89,7 +108,7 @@ def running_page(arguments: list[str], environment: dict[str, str], folder: Path
         )
     try:
         _wait_until_ready(address, process, log)
-        yield address
+        yield address, process
     finally:
         process.kill()
         process.wait()
@@ -103,7 +122,7 @@ def _wait_until_ready(address: str, process: subprocess.Popen[Any], log: Path) -
             return
         if process.poll() is not None or time.monotonic() > end:
             raise AssertionError(f"the page did not start:\n{log.read_text(encoding='utf-8')}")
-        time.sleep(0.1)
+        time.sleep(0.02)
 
 
 @contextlib.contextmanager

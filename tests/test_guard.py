@@ -8,16 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, Router
 from starlette.testclient import TestClient
 
 import app  # noqa: F401 - sets what Gradio reads while it is imported
-from studytiny import DialogueModel, Tokenizer, save_checkpoint
 from studytiny.web.guard import HEADERS, MAX_BODY, Guard, _is_this_computer
-from tests.browser import command, offline_environment, running_page
+from tests.browser import command, offline_environment, running_page, small_bundled
 
 
 def client(uploads: bool = False, local: bool = True) -> TestClient:
@@ -96,9 +94,7 @@ def test_answers_say_what_a_browser_may_do() -> None:
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
     folder = tmp_path_factory.mktemp("guard")
-    torch.manual_seed(0)
-    tokenizer = Tokenizer("你好呀我是小天叫什么名字，。？！")
-    save_checkpoint(folder / "bundled", DialogueModel(tokenizer.vocab_size, 32, 4, 2, max_length=64), tokenizer)
+    small_bundled(folder)
     environment = {**offline_environment(folder), "STUDYTINY_TRAIN": "0"}
     with running_page(command(folder / "bundled"), environment, folder) as running:
         host, _, port = running.removeprefix("http://").rstrip("/").partition(":")

@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import app  # noqa: F401 - sets what Gradio reads while it is imported
-from studytiny import DialogueModel, Tokenizer, save_checkpoint
-from tests.browser import command, offline_environment, running_page
+from tests.browser import command, offline_environment, running_page, small_bundled
 
 ROOT = str(Path(__file__).parent.parent)
 API = "/gradio_api"
@@ -72,8 +70,8 @@ class Server:
         for traceback in log.split("Traceback (most recent call last)")[1:]:
             places = re.findall(r'File "([^"]+)", line (\d+), in (\S+)', traceback)
             own = [place for place in places if place[0].startswith(ROOT) and "site-packages" not in place[0]]
-            # Gradio's own errors pass through the guard, which stands around the whole server.
-            if own and not own[-1][0].endswith("guard.py"):
+            # Gradio's own errors pass through the guard, which stands around the whole server; its own end there.
+            if own and (own[-1] == places[-1] or not own[-1][0].endswith("guard.py")):
                 found.append(" ".join(own[-1]))
         return found
 
@@ -81,9 +79,7 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("hostile")
-    torch.manual_seed(0)
-    tokenizer = Tokenizer("你好呀我是小天叫什么名字，。？！")
-    save_checkpoint(folder / "bundled", DialogueModel(tokenizer.vocab_size, 32, 4, 2, max_length=64), tokenizer)
+    small_bundled(folder)
     with running_page(command(folder / "bundled"), offline_environment(folder), folder) as address:
         yield Server(address, folder / "page.log", folder)
 

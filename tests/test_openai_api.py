@@ -11,14 +11,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from conftest import assistant, user
 
-from studytiny import DialogueModel, Generator, SamplingConfig, Tokenizer, UserError, load_model, save_checkpoint
+from studytiny import Generator, SamplingConfig, UserError, load_model
 from studytiny.safety import HELP
 from studytiny.web import openai_api
 from studytiny.web.guard import MAX_BODY
-from tests.browser import command, offline_environment, running_page
+from tests.browser import command, offline_environment, running_page, small_bundled
 
 TALK = [user("你好"), assistant("好呀"), user("我叫什么名字")]
 
@@ -26,9 +25,7 @@ TALK = [user("你好"), assistant("好呀"), user("我叫什么名字")]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("openai")
-    torch.manual_seed(0)
-    tokenizer = Tokenizer("你好呀我是小天叫什么名字，。？！")
-    save_checkpoint(folder / "bundled", DialogueModel(tokenizer.vocab_size, 32, 4, 2, max_length=64), tokenizer)
+    small_bundled(folder)
     return folder
 
 

@@ -37,7 +37,7 @@ from studytiny.web.conversation import clean_text, flatten, sampling_from, show,
 from studytiny.web.language import Texts
 from studytiny.web.models import Download, ModelShelf, describe_failure, describe_model
 from studytiny.web.texts import TEXTS, explain, pick_language, text, translations
-from tests.browser import command, free_port, offline_environment, running_page
+from tests.browser import command, free_port, offline_environment, running_page, small_bundled
 
 DEFAULTS = (0.7, 50, 1.1, 20, 1.0, 7)  # in the order of sampling_from
 CHINESE = [(0x4E00, 0x9FFF)]
@@ -305,6 +305,15 @@ def test_who_waits_is_told_how_many_are_before_them(events: ChatEvents, monkeypa
     monkeypatch.setattr(Generator, "in_line", 3)
     lines = [line for *_, line in events.send(None, [], "你好", "zh", "bundled", *DEFAULTS) if isinstance(line, str)]
     assert lines[0] == text("in_line", "zh", count=3) and "正在回答的是" in lines[1]
+
+    def give_way(*_: object, **__: object) -> Iterator[str]:
+        yield from ()
+        raise UserError("现在提问的人太多")
+
+    monkeypatch.setattr("studytiny.web.chat_events.stream_reply", give_way)
+    *_, (_, _, line) = events.send(None, [], "你好", "zh", "bundled", *DEFAULTS)
+    assert "正在回答的是" in line and "太多" in NOTICES[-1]  # nobody is told of a line that they no longer stand in
+    monkeypatch.setattr("studytiny.web.chat_events.stream_reply", stream_reply)
     monkeypatch.setattr(Generator, "in_line", 0)
     assert "在等" not in str(list(events.send(None, [], "你好", "zh", "bundled", *DEFAULTS)))
 
@@ -426,12 +435,8 @@ def test_an_older_gradio_is_told_only_what_it_knows(shelf: ModelShelf, monkeypat
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The real server, with a small model of no training."""
-    import torch
-
     folder = tmp_path_factory.mktemp("server")
-    torch.manual_seed(0)
-    tokenizer = Tokenizer("你好呀我是小天叫什么名字，。？！")
-    save_checkpoint(folder / "bundled", DialogueModel(tokenizer.vocab_size, 32, 4, 2, max_length=64), tokenizer)
+    small_bundled(folder)
     with running_page(command(folder / "bundled"), offline_environment(folder), folder) as running:
         yield running
 

@@ -20,9 +20,10 @@ from studytiny.web.about_tab import build_about
 from studytiny.web.chat_tab import ChatTab, restored_settings
 from studytiny.web.compare_tab import CompareTab
 from studytiny.web.guard import Guard
-from studytiny.web.language import Texts, supported
+from studytiny.web.language import Texts
 from studytiny.web.lessons_tab import Lessons
 from studytiny.web.models import BUNDLED, ModelShelf
+from studytiny.web.older_gradio import supported
 from studytiny.web.texts import DEFAULT_LANGUAGE, LANGUAGES, translations
 from studytiny.web.train_tab import TrainTab
 from studytiny.web.xray_tab import XrayTab
@@ -74,12 +75,10 @@ def build_page(shelf: ModelShelf | None = None) -> gr.Blocks:
                 build_about(texts)
         xray.connect_opening(xray_tab)
         compare.connect_opening(compare_tab)
-        others: list[Any] = [
-            xray,
-            *([lessons] if lessons.lessons else []),
-        ]  # tabs with something to translate that is no plain text of texts.py
+        others: list[Any] = [xray]  # tabs with something to translate that is no plain text of texts.py
         if lessons.lessons:
             lessons.connect(tabs, language)
+            others.append(lessons)
         if train:
             train.connect_tabs(tabs, own_tab)
             others.append(train)

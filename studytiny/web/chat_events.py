@@ -122,6 +122,7 @@ class ChatEvents:
                 yield gr.skip(), gr.skip(), status_line(str(model), language, speed)
         except UserError as error:  # it had to give way, or the model broke; what was said stays
             gr.Warning(escape(sentence_for(error, language)))
+            yield gr.skip(), gr.skip(), status_line(str(model), language)
 
     def _begin(
         self, request: gr.Request, history: object, message: str, model: object, settings: tuple[object, ...]

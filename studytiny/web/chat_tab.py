@@ -132,7 +132,8 @@ class ChatTab:
         for reply in replies:
             reply.then(box_at_rest, None, box, **AT_ONCE)
         # Each first ends a reply that is still growing, whose last words might otherwise come after.
-        box.stop(None, cancels=replies, **AT_ONCE).then(box_at_rest, None, box, **AT_ONCE)
+        named = [self._language, self.model]
+        box.stop(None, cancels=replies, **AT_ONCE).then(self.rest, named, [box, self.status], **AT_ONCE)
         chat.undo(None, cancels=replies, **AT_ONCE).then(undo, chat, [chat, box], **AT_ONCE)
         chat.clear(None, cancels=replies, **AT_ONCE).then(clear, None, [chat, box], **AT_ONCE)
 
@@ -165,6 +166,10 @@ class ChatTab:
     def describe_model(self, language: str, model: str) -> tuple[str, str]:
         """What the model is, beside the list; and which one answers, under the chat."""
         return describe_model(self._shelf, model, language), status_line(model, language)
+
+    def rest(self, language: str, model: str) -> tuple[Any, str]:
+        """The box and the line under the chat after a reply was stopped."""
+        return box_at_rest(), status_line(model, language)
 
     def watch_download(self, language: str) -> tuple[Any, Any, Any, Any]:
         """The model list, the progress, whether to offer another try, and whether to look again in a second."""

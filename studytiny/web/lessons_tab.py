@@ -50,12 +50,12 @@ def read_lessons(folder: Path = FOLDER) -> list[Lesson]:
 def _read(path: Path) -> Lesson:
     source = path.read_text(encoding="utf-8")
     docstring = ast.parse(source).body[0]
-    heading, english, text = ast.literal_eval(docstring.value).split("\n\n", 2)
+    heading, english, body = ast.literal_eval(docstring.value).split("\n\n", 2)
     titles = (heading.removeprefix("# "), english.strip("*"))
     code = "".join(source.splitlines(keepends=True)[docstring.end_lineno :])
     # Markdown makes a space of a line break, which Chinese has no use for.
-    text = re.sub(r"(?<=[\u3000-\uffef])\n(?=[\u3000-\uffef])", "", text.strip())
-    return Lesson(path.stem, titles, text, code.strip() + "\n")
+    body = re.sub(r"(?<=[\u3000-\uffef])\n(?=[\u3000-\uffef])", "", body.strip())
+    return Lesson(path.stem, titles, body, code.strip() + "\n")
 
 
 class Lessons:
