@@ -16,6 +16,7 @@
 """
 
 from studytiny import load_model
+from studytiny.command import run_command
 
 SAYING = "我叫小明，你呢？"
 
@@ -39,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

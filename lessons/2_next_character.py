@@ -18,6 +18,7 @@
 import torch
 
 from studytiny import load_model
+from studytiny.command import run_command
 
 QUESTION = "你叫什么名字？"
 SO_FAR = "我叫"  # what the model has said already
@@ -41,4 +42,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

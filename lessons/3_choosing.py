@@ -13,8 +13,8 @@
 抽签用的“随机数”是算出来的，从一个**种子**开始：种子相同，抽到的就相同。
 
 **试一试**
-- 把 `temperature` 改成 0.2 和 2.0，看看抽到的字变多还是变少。
-- `top_k=1` 和温度 0 有什么区别？（没有区别。想想为什么。）
+- 把“温度 0.3”改成 0.1 和 3.0，看看抽到的字变多还是变少。
+- top-k 1 和温度 0 有什么区别？（没有区别。想想为什么。）
 
 **对应的代码**：`studytiny/sampling.py`，每一步是一个函数
 """
@@ -24,6 +24,7 @@ from collections import Counter
 import torch
 
 from studytiny import Generator, load_model
+from studytiny.command import run_command
 from studytiny.sampling import apply_temperature, keep_top_k, keep_top_p
 
 QUESTION = "你喜欢吃什么？"
@@ -53,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -20,6 +20,7 @@ StudyTinyModel 也有注意力，可是算错了方向：它看的是同一批�
 import torch
 
 from studytiny import load_model
+from studytiny.command import run_command
 from studytiny.published import PublishedModel
 from studytiny.xray import look_inside, looked_at
 
@@ -36,7 +37,7 @@ def main() -> None:
     model, tokenizer = load_model("bundled")
     inside = look_inside(model, tokenizer, MESSAGES)
     layers, heads = inside.attention.shape[:2]
-    first = inside.ids.index(tokenizer.vocab[NAME[0]])  # where the user said the name
+    first = 1 + MESSAGES[0]["content"].index(NAME)  # where the user said the name, behind <|user|>
     place = MESSAGES[-1]["content"].index(NAME)  # where the reply says it
     print(f"写“{MESSAGES[-1]['content']}”里的“{NAME[0]}”以前，各个头有几成在看用户说的名字：")
     for layer in range(layers):
@@ -46,7 +47,7 @@ def main() -> None:
     print("\n把前面的话换掉，下一个字的分数变了多少（最大的一处）：")
     ids = inside.ids[: inside.begin + place]
     other = list(ids)
-    other[first] = tokenizer.vocab["大"]
+    other[first] = tokenizer.vocab["大" if NAME[0] != "大" else "小"]
     torch.manual_seed(0)
     blind = PublishedModel(tokenizer.vocab_size, d_model=64).eval()  # untrained: the bug is in its shape
     for name, one in (("自带模型", model), ("原模型的架构", blind)):
@@ -56,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -18,6 +18,7 @@
 import torch
 
 from studytiny import Generator, SamplingConfig, load_model
+from studytiny.command import run_command
 from studytiny.tokenizer import END_ID
 
 MESSAGES = [
@@ -63,4 +64,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from studytiny import DialogueModel, Generator, SamplingConfig, Tokenizer
+from studytiny.command import run_command
 
 DIALOGUES = [
     ("你好", "你好呀，今天过得怎么样？"),
@@ -69,4 +70,4 @@ def say(model, tokenizer, question) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)
