@@ -8,7 +8,7 @@
 权重里（`train/induction.py`），然后照样接着学。
 
 StudyTinyModel 也有注意力，可是算错了方向：它看的是同一批里**别的对话**在同一个位置上的字，而不是这段对话里前面的字。
-只有一段对话时，它什么也看不到，所以答话没有前因后果。下面的程序把前面的话整个换掉，它的分数一点都不变。
+只有一段对话时，它什么也看不到，所以答话没有前因后果。下面的程序把用户说的名字换掉一个字，它的分数一点都不变。
 
 **试一试**
 - 把 `NAME` 换成你的名字，再看哪个头在找它。
@@ -44,7 +44,7 @@ def main() -> None:
         shares = [sum(looked_at(inside, layer, head, place)[first : first + len(NAME)]) for head in range(heads)]
         print(f"  第 {layer + 1} 层　" + "　".join(f"{share:4.0%}" for share in shares))
 
-    print("\n把前面的话换掉，下一个字的分数变了多少（最大的一处）：")
+    print("\n把名字换掉一个字，下一个字的分数变了多少（最大的一处）：")
     ids = inside.ids[: inside.begin + place]
     other = list(ids)
     other[first] = tokenizer.vocab["大" if NAME[0] != "大" else "小"]
