@@ -16,6 +16,7 @@ TRIES = 60  # draws before giving up on finding an exchange that fits
 DRAWS = 2000  # draws before a list of values counts as forbidden altogether
 RANKED = 0.3  # how much less often each further reply comes: what is said most is learnt soonest
 SLOPPY = 0.3  # share of the user's turns with slips of the fingers: a sentence must be understood though a bit is amiss
+ASIDE = 0.08  # share of a topic's first turns with half a sentence before it that has nothing to do with it
 SLIP_EVERY = 7  # characters of a wording
 MANY = 5  # wordings from which on the first one is preferred
 BRIEF = 0.45  # share of dialogues that are only a few exchanges and begin with any topic: what most visitors do
@@ -212,6 +213,8 @@ class Composer:
             and self.rng.random() < 0.12
         ):
             call = self.draw("back", ()) if "back" in self.book.values else ""
+        elif kind == "话题" and "aside" in self.book.values and self.rng.random() < ASIDE:
+            call = self.draw("aside", ())
         if not self.run(section, exchange, bindings, call):
             self.facts |= {name: bindings[f"old_{name}"] for name in section.facts if kind == "更正"}
             return False
