@@ -51,6 +51,10 @@ def generate_response(
     if device is not None:
         model = model.to(device)
     sampling = SamplingConfig(
-        temperature=temperature, top_k=top_k, repetition_penalty=repetition_penalty, max_new_tokens=max_length
+        temperature=temperature,
+        top_k=top_k,
+        top_p=1.0,
+        repetition_penalty=repetition_penalty,
+        max_new_tokens=max_length,
     )
     return Generator(model, tokenizer).reply([{"role": "user", "content": input_text}], sampling)

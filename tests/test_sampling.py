@@ -15,7 +15,9 @@ LOGITS = torch.tensor([2.0, -1.0, 0.5, 0.0, -3.0])
 def shape(logits, reply=(), **settings):
     """shape_logits for one conversation."""
     return shape_logits(
-        logits.unsqueeze(0), torch.tensor([list(reply)], dtype=torch.int64), [SamplingConfig(**settings)]
+        logits.unsqueeze(0),
+        torch.tensor([list(reply)], dtype=torch.int64),
+        [SamplingConfig(**{"top_p": 1, **settings})],
     )
 
 
@@ -79,7 +81,7 @@ def test_each_of_many_conversations_is_drawn_as_if_alone():
     logits[:, 0] = -math.inf
     replies = [[1, 2], [], [8], list(range(7, 60)), [299]]
     filled = torch.tensor([reply + [0] * (53 - len(reply)) for reply in replies])
-    together = shape_logits(logits, filled, [SamplingConfig(**each) for each in settings])
+    together = shape_logits(logits, filled, [SamplingConfig(**{"top_p": 1, **each}) for each in settings])
     for uniform in (0.01, 0.3, 0.6, 0.99):
         alone = [
             draw(shape(row, reply, **each), [uniform])[0]

@@ -147,7 +147,7 @@ class ChatEvents:
         model: str = BUNDLED,
         temperature: float = 0.7,
         top_k: int = 50,
-        top_p: float = 1.0,
+        top_p: float = 0.9,
         repetition_penalty: float = 1.1,
         max_new_tokens: int = 100,
         seed: int | None = None,
