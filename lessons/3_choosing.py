@@ -27,7 +27,7 @@ from studytiny import Generator, load_model
 from studytiny.command import run_command
 from studytiny.sampling import apply_temperature, keep_top_k, keep_top_p
 
-QUESTION = "你喜欢吃什么？"
+QUESTION = "在干嘛"
 DRAWS = 1000
 
 
