@@ -32,6 +32,7 @@ from train.induction import plant_copying_heads
 from train.initialise import company_embeddings, prepare, silence_blocks
 from train.measures import bits_per_character
 from train.sources import load_corpus
+from train.optimizer import BETAS
 from train.trainer import TransformerTrainer
 
 
@@ -42,6 +43,16 @@ class AdamWTrainer(TransformerTrainer):
         optimizer = torch.optim.AdamW(self.model.parameters(), 1e-3, (0.9, 0.95), weight_decay=0.1, fused=True)
         optimizer.param_groups[0]["rate_scale"] = 1e-3 / self.config.lr
         return [optimizer]
+
+
+class SeparateAdamTrainer(TransformerTrainer):
+    """Adam's step size of its own for every number of the embeddings."""
+
+    def build_optimizers(self) -> list[torch.optim.Optimizer]:
+        muon, coupled, gains = super().build_optimizers()
+        adam = torch.optim.Adam(coupled.param_groups[0]["params"], self.config.lr, BETAS, fused=True)
+        adam.param_groups[0]["rate_scale"] = 1.0
+        return [muon, adam, gains]
 
 
 def random_embeddings(model: DialogueModel, dataset: DialogueDataset) -> None:
@@ -70,6 +81,7 @@ class Variant:
 VARIANTS = (
     Variant("现在的做法"),
     Variant("AdamW（1e-3）代替 Muon", trainer=AdamWTrainer),
+    Variant("嵌入用 Adam，步长各算各的", trainer=SeparateAdamTrainer),
     Variant("嵌入从随机数开始", begin=random_embeddings),
     Variant("不种会抄写的头", begin=without_copying_heads),
     Variant("一开始就用全部的层", {"grow": 0.0}),

@@ -1,9 +1,17 @@
-"""Muon: updates are orthogonal in blocks, whatever the gradient; what it remembers can be saved."""
+"""Muon: updates are orthogonal in blocks, whatever the gradient. CoupledAdam: what is rare stays what it was. What they
+remember can be saved."""
 
 import torch
 
 from studytiny import DialogueModel
-from train.optimizer import block_rows, build_optimizers, load_optimizers, optimizer_tensors, orthogonalise
+from train.optimizer import (
+    CoupledAdam,
+    block_rows,
+    build_optimizers,
+    load_optimizers,
+    optimizer_tensors,
+    orthogonalise,
+)
 
 
 def test_every_direction_of_an_update_is_about_equally_strong():
@@ -21,6 +29,41 @@ def test_no_gradient_is_no_update():
 
 def test_blocks_divide_the_rows():
     assert [block_rows(rows) for rows in (1376, 672, 96, 191, 192, 193)] == [172, 168, 96, 191, 192, 1]
+
+
+def test_alone_in_its_table_a_row_is_moved_as_by_adam():
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.Parameter(torch.ones(1, 8)) for _ in range(2))
+    optimizers = [CoupledAdam([ours], 1e-2), torch.optim.Adam([theirs], 1e-2, (0.9, 0.95))]
+    for _ in range(20):
+        ours.grad = torch.randn(1, 8)
+        theirs.grad = ours.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def angles_after_training(optimizer_of):
+    """Mean cosine of the 50 characters of 60 that never come, with a table that is both input and output."""
+    torch.manual_seed(0)
+    table = torch.nn.Parameter(torch.randn(60, 16) * 0.1)
+    optimizer = optimizer_of(table)
+    for _ in range(300):
+        ids = torch.randint(10, (64,))
+        logits = (table[ids] + 0.5) @ table.T
+        torch.nn.functional.cross_entropy(logits, torch.randint(10, (64,))).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    rare = torch.nn.functional.normalize(table.detach()[10:], dim=1)
+    cosines = rare @ rare.T
+    return ((cosines.sum() - 50) / (50 * 49)).item()
+
+
+def test_characters_that_hardly_ever_come_can_still_be_told_apart():
+    adam = angles_after_training(lambda table: torch.optim.Adam([table], 1e-2, (0.9, 0.95)))
+    ours = angles_after_training(lambda table: CoupledAdam([table], 1e-2))
+    assert adam > 0.9
+    assert ours < adam - 0.3
 
 
 def take_steps(model, optimizers, steps, seed):

@@ -7,7 +7,8 @@ first, and training can begin with the lower half of the blocks, at half the cos
 Random embeddings say nothing, and a rare character is seen too seldom to move its vector far. But who stands beside
 whom can be counted in a second: characters with the same neighbours get similar vectors when the table of how much
 more often than by chance two characters meet (pointwise mutual information) is cut down to its main directions. That
-is what word2vec computes in a roundabout way (Levy & Goldberg 2014).
+is what word2vec computes in a roundabout way (Levy & Goldberg 2014). To that comes something random and larger: rare
+characters that keep the same company must still be told apart, or the model cannot repeat what it is told.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from train.induction import plant_copying_heads
 WINDOW = 2  # neighbours on each side; the second counts half
 SMOOTHING = 0.75  # of the frequencies of neighbours, or rare ones would seem too good company
 NIBBLE = 1e-9
+APART = 0.05  # standard deviation of what tells characters apart; it outweighs what they have in common, 0.02
 
 
 @torch.no_grad()
 def prepare(model: DialogueModel, dataset: DialogueDataset) -> None:
     """Makes a new model ready to learn from ``dataset``."""
-    model.embed_tokens.weight.copy_(company_embeddings(dataset, model.config.d_model))
+    embeddings = company_embeddings(dataset, model.config.d_model)
+    model.embed_tokens.weight.copy_(embeddings + torch.randn_like(embeddings) * APART)
     silence_blocks(model)
     plant_copying_heads(model, dataset)
 

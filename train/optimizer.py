@@ -1,4 +1,4 @@
-"""Muon for the matrices of a DialogueModel, AdamW for all else: how a gradient becomes a change of the weights.
+"""Muon for the matrices of a DialogueModel, Adam for all else: how a gradient becomes a change of the weights.
 
 AdamW scales each number of a matrix by itself. A matrix, though, acts as a whole: it turns and stretches vectors, and
 its gradient mostly pulls in a few directions again and again. Muon takes the momentum of the gradient and makes its
@@ -6,12 +6,15 @@ directions equally strong (orthogonal), so that rare ones are learnt as fast as 
 
 Doing so costs as much as a matrix's own forward and backward pass here, unless it is done in blocks: each head of the
 attention by itself, which is also how attention uses its matrices, and the feed-forward matrices in groups of rows.
+
+The embeddings need Adam with one step size for all characters, see ``CoupledAdam``: with a step size of its own, a rare
+character's vector is worn down to that of any other rare one, and the model can no longer repeat it.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +22,8 @@ from torch import Tensor, nn
 
 from studytiny.model import DialogueModel
 
-MUON_RATE = 20 / 3  # its learning rate in units of AdamW's
+MUON_RATE = 20 / 3  # its learning rate in units of Adam's
+BETAS = (0.9, 0.95)  # of Adam: what is kept of the means of the gradient and of its square at each step
 MOMENTUM = 0.9
 MOST_BLOCK_ROWS = 192
 # Each step takes a singular value s to a s + b s^3 + c s^5; the three together take 0.003 to 1 into 0.2 to 1.9.
@@ -79,6 +83,39 @@ class Muon(torch.optim.Optimizer):
                 parameter.sub_(update, alpha=group["lr"])
 
 
+class CoupledAdam(torch.optim.Optimizer):
+    """Adam for a table of vectors, (V, D), whose rows share their mean squared gradient, (1, D).
+
+    Each step, the output layer pushes down every character that did not come, all in one direction and each by about
+    its probability: for a rare one that is next to nothing. Adam divides the gradient of each number by how large it
+    usually is, so this next to nothing moves a rare character as far as others are moved by what they mean, always the
+    same way, until all rare ones point there. Divided by the mean of all rows it stays next to nothing
+    (Stollenwerk & Stollenwerk 2025, Better Embeddings with Coupled Adam). Measured in ``bench/README.md``.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        for group in self.param_groups:
+            for table in group["params"]:
+                if table.grad is None:
+                    continue
+                state = self.state[table]
+                if not state:
+                    state["step"] = torch.tensor(0.0)
+                    state["mean"] = torch.zeros_like(table)  # (V, D)
+                    state["square"] = torch.zeros_like(table[:1])  # (1, D)
+                state["step"] += 1
+                steps = state["step"].item()
+                state["mean"].lerp_(table.grad, 1 - BETAS[0])
+                state["square"].lerp_(table.grad.square().mean(0, keepdim=True), 1 - BETAS[1])
+                # The means begin at zero; divided by what they have seen so far, they do not.
+                scale = (state["square"] / (1 - BETAS[1] ** steps)).sqrt_().add_(1e-8)
+                table.addcdiv_(state["mean"], scale, value=-group["lr"] / (1 - BETAS[0] ** steps))
+
+
 def block_rows(rows: int) -> int:
     """The largest part of ``rows``, all parts alike, of at most MOST_BLOCK_ROWS."""
     return next(rows // parts for parts in itertools.count(1) if rows % parts == 0 and rows // parts <= MOST_BLOCK_ROWS)
@@ -104,9 +141,10 @@ def build_optimizers(model: DialogueModel, lr: float, weight_decay: float) -> li
     optimizers = [
         Muon(muon, lr * MUON_RATE, weight_decay),
         # No decay: it would silence rare characters, and norms.
-        torch.optim.AdamW([model.embed_tokens.weight, *gains], lr, (0.9, 0.95), weight_decay=0.0, fused=fused),
+        CoupledAdam([model.embed_tokens.weight], lr),
+        torch.optim.Adam(gains, lr, BETAS, fused=fused),
     ]
-    for optimizer, scale in zip(optimizers, (MUON_RATE, 1.0), strict=True):
+    for optimizer, scale in zip(optimizers, (MUON_RATE, 1.0, 1.0), strict=True):
         for group in optimizer.param_groups:
             group["rate_scale"] = scale
     return optimizers
