@@ -31,8 +31,8 @@ from train.dataset import DialogueDataset
 from train.induction import plant_copying_heads
 from train.initialise import company_embeddings, prepare, silence_blocks
 from train.measures import bits_per_character
-from train.sources import load_corpus
 from train.optimizer import BETAS
+from train.sources import load_corpus
 from train.trainer import TransformerTrainer
 
 

@@ -25,6 +25,7 @@ from studytiny.web.conversation import clean_text, flatten, sampling_from
 from studytiny.web.language import Texts
 from studytiny.web.lessons_tab import Lessons
 from studytiny.web.models import ModelShelf
+from studytiny.web.older_gradio import LOSES_HIDDEN
 from studytiny.web.texts import text
 from studytiny.web.xray_views import attention_spans, bars, percent, reply_spans, token_rows, written
 from studytiny.word_lists import is_rude, speaks_of_suicide
@@ -202,7 +203,10 @@ class XrayTab:
 
     def connect_opening(self, tab: gr.Tab) -> None:
         """Looks at the conversation as it stands whenever ``tab`` is opened."""
-        self._show_all(tab.select(self.open, self._opened, self._start, **_EVENT))
+        opening = tab.select
+        if LOSES_HIDDEN:
+            opening = tab.select(lambda: gr.update(visible=True), None, self.body, **_EVENT).then
+        self._show_all(opening(self.open, self._opened, self._start, **_EVENT))
         tab.select(self.show_tokens, [self._language, self._chat.model, self.text], self.tokens, **_EVENT)
 
     def open(self, language: str, history: object, model: object, *settings: object) -> list[Any]:
