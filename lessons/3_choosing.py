@@ -41,8 +41,8 @@ def main() -> None:
         "温度 1.5": apply_temperature(ordered, 1.5),
         "top-k 3": keep_top_k(ordered, 3),
         "top-p 0.8": keep_top_p(ordered, 0.8),
-        "温度 0.7，top-k 50，top-p 0.9（聊天页的默认）": keep_top_p(
-            keep_top_k(apply_temperature(ordered, 0.7), 50), 0.9
+        "温度 0.5，top-k 50，top-p 0.9（聊天页的默认）": keep_top_p(
+            keep_top_k(apply_temperature(ordered, 0.5), 50), 0.9
         ),
     }
     print(f"用户：{QUESTION}\n模型的第一个字，抽 {DRAWS} 次：\n")

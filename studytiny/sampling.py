@@ -35,7 +35,7 @@ class SamplingConfig:
         UserError (a ValueError): a value of the wrong type, not finite, or out of range.
     """
 
-    temperature: float = 0.7
+    temperature: float = 0.5  # with 0.7, 2 in 100 more of the probes come out wrong
     top_k: int = 50
     top_p: float = 0.9  # the rest is mostly slips: with it, 3 in 100 more of the probes come out right
     repetition_penalty: float = 1.1

@@ -197,7 +197,7 @@ def test_each_setting_changes_the_next_reply(open_page: Callable[..., ChatPage],
     assert page.send("再见") == generator.reply(asked, SamplingConfig(**{**settings, "temperature": 0}))
 
     page.page.locator("#reset").click()
-    page.page.wait_for_function("document.querySelector('#temperature input[type=number]').value === '0.7'")
+    page.page.wait_for_function("document.querySelector('#temperature input[type=number]').value === '0.5'")
     assert page.page.locator("#top_k input[type=number]").input_value() == "50"
     assert page.page.locator("#seed input").input_value() == ""
 
@@ -408,7 +408,7 @@ def test_settings_are_kept_in_the_browser(open_page: Callable[..., ChatPage]) ->
     page.page.reload()
     page.page.wait_for_function("document.querySelector('#temperature input[type=number]')?.value === '1.3'")
     page.page.locator("#reset").click()
-    page.page.wait_for_function("document.querySelector('#temperature input[type=number]').value === '0.7'")
+    page.page.wait_for_function("document.querySelector('#temperature input[type=number]').value === '0.5'")
 
 
 def test_about_says_what_it_is(open_page: Callable[..., ChatPage]) -> None:

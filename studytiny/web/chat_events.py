@@ -145,7 +145,7 @@ class ChatEvents:
         message: str,
         history: list[dict[str, Any]] = [],  # noqa: B006 - Gradio shows it in the API's description; never changed
         model: str = BUNDLED,
-        temperature: float = 0.7,
+        temperature: float = 0.5,
         top_k: int = 50,
         top_p: float = 0.9,
         repetition_penalty: float = 1.1,

@@ -95,7 +95,7 @@ class Composer:
     def chat(self, topics: int) -> None:
         """Small talk about some topics, now and then with a question about something never told."""
         for _ in range(topics):
-            self.pick("未知") if self.rng.random() < 0.04 else self.filler()
+            self.pick("未知") if self.rng.random() < 0.03 else self.filler()
             self.aside()
 
     def remember(self, tells: int) -> None:
@@ -103,7 +103,7 @@ class Composer:
         rng = self.rng
         if rng.random() < 0.35:
             self.filler()
-        unknown = rng.random() < 0.17
+        unknown = rng.random() < 0.11
         limit = rng.randint(*LONG)
         for _ in range(MAX_TURNS):
             before = len(self.dialogue.turns)
