@@ -156,7 +156,7 @@ def test_flatten_takes_the_page_s_and_an_api_s_history() -> None:
 
 
 def test_whole_numbers_of_json_are_whole() -> None:
-    assert sampling_from(0.7, 50.0, 1.1, 20.0, 1, None) == SamplingConfig(max_new_tokens=20, top_p=1)
+    assert sampling_from(0.7, 50.0, 1.1, 20.0, 1, None) == SamplingConfig(temperature=0.7, max_new_tokens=20, top_p=1)
 
 
 @pytest.mark.parametrize(("typed", "seed"), [("", None), (" ", None), (None, None), (" 7 ", 7), (7.0, 7), ("0", 0)])
