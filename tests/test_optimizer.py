@@ -94,6 +94,21 @@ def test_saved_optimizers_go_on_as_if_they_had_not_stopped():
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
+def test_a_run_saved_when_one_adam_learnt_embeddings_and_gains_goes_on():
+    torch.manual_seed(0)
+    model = DialogueModel(30, 32, 4, 2)
+    optimizers = build_optimizers(model, 1e-2, 0.0)
+    table, gains = (optimizer.param_groups[0]["params"] for optimizer in optimizers[1:])
+    earlier = [optimizers[0], torch.optim.Adam([*table, *gains], 1e-2, (0.9, 0.95))]
+    take_steps(model, earlier, 3, seed=1)
+    load_optimizers(optimizers, optimizer_tensors(earlier))
+    assert torch.equal(optimizers[1].state[table[0]]["exp_avg"], earlier[1].state[table[0]]["exp_avg"])
+    before = model.embed_tokens.weight.detach().clone()
+    take_steps(model, optimizers, 3, seed=2)
+    assert torch.isfinite(model.embed_tokens.weight).all()
+    assert not torch.equal(model.embed_tokens.weight, before)
+
+
 def test_every_parameter_is_learnt_by_exactly_one_optimizer():
     model = DialogueModel(30, 32, 4, 2)
     learnt = [p for o in build_optimizers(model, 1e-3, 0.0) for group in o.param_groups for p in group["params"]]

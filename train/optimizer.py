@@ -105,15 +105,15 @@ class CoupledAdam(torch.optim.Optimizer):
                 state = self.state[table]
                 if not state:
                     state["step"] = torch.tensor(0.0)
-                    state["mean"] = torch.zeros_like(table)  # (V, D)
-                    state["square"] = torch.zeros_like(table[:1])  # (1, D)
+                    state["exp_avg"] = torch.zeros_like(table)  # (V, D)
+                    state["exp_avg_sq"] = torch.zeros_like(table[:1])  # (1, D)
                 state["step"] += 1
                 steps = state["step"].item()
-                state["mean"].lerp_(table.grad, 1 - BETAS[0])
-                state["square"].lerp_(table.grad.square().mean(0, keepdim=True), 1 - BETAS[1])
+                state["exp_avg"].lerp_(table.grad, 1 - BETAS[0])
+                state["exp_avg_sq"].lerp_(table.grad.square().mean(0, keepdim=True), 1 - BETAS[1])
                 # The means begin at zero; divided by what they have seen so far, they do not.
-                scale = (state["square"] / (1 - BETAS[1] ** steps)).sqrt_().add_(1e-8)
-                table.addcdiv_(state["mean"], scale, value=-group["lr"] / (1 - BETAS[0] ** steps))
+                scale = (state["exp_avg_sq"] / (1 - BETAS[1] ** steps)).sqrt_().add_(1e-8)
+                table.addcdiv_(state["exp_avg"], scale, value=-group["lr"] / (1 - BETAS[0] ** steps))
 
 
 def block_rows(rows: int) -> int:
