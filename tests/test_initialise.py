@@ -36,6 +36,17 @@ def test_characters_in_the_same_company_start_alike():
     assert likeness("花灯", "车衣") > likeness("花灯", "跑吃") + 0.3
 
 
+def test_characters_in_the_same_company_can_be_told_apart():
+    dataset, tokenizer = made_dataset()
+    torch.manual_seed(0)
+    model = DialogueModel(tokenizer.vocab_size, 64, 4, n_layers=1, max_length=64)  # too small for copying heads
+    prepare(model, dataset)
+    pair = [tokenizer.vocab[char] for char in "猫狗"]
+    alone, together = company_embeddings(dataset, 64)[pair], model.embed_tokens.weight[pair]
+    assert F.cosine_similarity(*alone, dim=0) > 0.6
+    assert F.cosine_similarity(*together, dim=0) < 0.35
+
+
 def test_embeddings_have_the_size_asked_for_even_when_the_vocabulary_is_smaller():
     dataset, tokenizer = made_dataset()
     torch.manual_seed(0)
