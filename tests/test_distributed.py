@@ -32,7 +32,7 @@ def make_trainer(out, resume=False, **settings):
     dataset = DialogueDataset(corpus, tokenizer, TINY["max_length"])
     batch_size = next(size for size in range(5, 12) if len(dataset) % size == 1)  # the last batch: less than processes
     loader = DataLoader(dataset, batch_size=batch_size, shuffle=True, generator=torch.Generator())
-    config = TrainConfig(lr=5e-3, epochs=4, use_amp=False, patience=99, out=str(out), **settings)
+    config = TrainConfig(lr=2e-3, epochs=4, use_amp=False, patience=99, out=str(out), **settings)
     return TransformerTrainer(DialogueModel(tokenizer.vocab_size, **TINY), loader, "cpu", config, resume)
 
 
@@ -111,8 +111,8 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     together = losses(tmp_path / "plain")
     assert [step for step, _ in together] == [step for step, _ in losses(tmp_path / "alone")]
     for (step, loss), (_, expected) in zip(together, losses(tmp_path / "alone"), strict=True):
-        # Sums in another order differ in the last bit, and training makes that grow: 1e-7 at step 4, 2e-2 at step 40.
-        assert loss == pytest.approx(expected, rel=1e-5 if step <= 8 else 3e-2)
+        # Sums in another order differ in the last bit, and training makes that grow.
+        assert loss == pytest.approx(expected, rel=1e-5 if step <= 8 else 1e-2)
 
     [first, second] = [(tmp_path / f"{rank}.txt").read_text(encoding="utf-8").split() for rank in (0, 1)]
     assert first == second  # both processes hold the same weights, to the bit
