@@ -8,8 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-# Before 6.12 marks of gr.I18n are shown as they are in some places, the names of tabs for one.
 _VERSION = tuple(int(part) for part in gr.__version__.split(".")[:2])
+# Before 6.12 marks of gr.I18n are shown as they are in some places, the names of tabs for one.
 TRANSLATES = _VERSION >= (6, 12)
 # Before 6.5 (6.0 and 6.2 were tried) what is hidden does not hear what it is told.
 LOSES_HIDDEN = _VERSION < (6, 5)
