@@ -17,6 +17,8 @@ DRAWS = 2000  # draws before a list of values counts as forbidden altogether
 RANKED = 0.3  # how much less often each further reply comes: what is said most is learnt soonest
 SLOPPY = 0.3  # share of the user's turns with slips of the fingers: a sentence must be understood though a bit is amiss
 ASIDE = 0.08  # share of a topic's first turns with half a sentence before it that has nothing to do with it
+TOLD_ASIDE = 0.16  # the same where a fact is told: what to keep must be found in the middle of a longer message, too
+AFTER = 0.12  # share of the turns that tell a fact with half a sentence after it
 SLIP_EVERY = 7  # characters of a wording
 MANY = 5  # wordings from which on the first one is preferred
 BRIEF = 0.45  # share of dialogues that are only a few exchanges and begin with any topic: what most visitors do
@@ -213,9 +215,11 @@ class Composer:
             and self.rng.random() < 0.12
         ):
             call = self.draw("back", ()) if "back" in self.book.values else ""
-        elif kind == "话题" and "aside" in self.book.values and self.rng.random() < ASIDE:
+        elif kind == "话题" and "aside" in self.book.values and self.rng.random() < (TOLD_ASIDE if fact else ASIDE):
             call = self.draw("aside", ())
-        if not self.run(section, exchange, bindings, call):
+        tells = kind == "话题" and fact and not section.refers and "after" in self.book.values
+        tail = self.draw("after", ()) if tells and self.rng.random() < AFTER else ""
+        if not self.run(section, exchange, bindings, call, tail):
             self.facts |= {name: bindings[f"old_{name}"] for name in section.facts if kind == "更正"}
             return False
         if kind in ("询问", "记混", "确认") and len(self.dialogue.turns) == start + 2:
@@ -269,7 +273,13 @@ class Composer:
         )
 
     def run(
-        self, section: Section, exchange: Exchange, bindings: dict[str, str], call: str = "", top: bool = True
+        self,
+        section: Section,
+        exchange: Exchange,
+        bindings: dict[str, str],
+        call: str = "",
+        tail: str = "",
+        top: bool = True,
     ) -> bool:
         """Append the exchange and perhaps its follow-ups; False if it no longer fits the window."""
         turns, rng, known = self.dialogue.turns, self.rng, self.facts.keys()
@@ -280,7 +290,10 @@ class Composer:
         user_line = rng.choice(users)
         if len(users) >= MANY and rng.random() < 0.25:
             user_line = users[0]  # what most people would type stands first
-        user = self.typed(call + self.fill(user_line, bindings, by_user=True))
+        wording = self.fill(user_line, bindings, by_user=True)
+        if tail and not wording.endswith("？"):
+            wording = wording.rstrip("。！") + tail
+        user = self.typed(call + wording)
         said = self.filled & self.book.facts
         replies = [reply for reply in exchange.replies if reply.line.needs <= known]
         if not replies:
