@@ -213,7 +213,7 @@ def test_a_broken_file_is_named_with_its_line(tmp_path, text, line):
 
 @pytest.fixture
 def few_probes(monkeypatch):
-    monkeypatch.setattr("train.probes.load_probes", lambda seed: [Probe("甲", ("你好",), (("好",),), ())] * 2)
+    monkeypatch.setattr("train.probes.load_probes", lambda seed, folder: [Probe("甲", ("你好",), (("好",),), ())] * 2)
     monkeypatch.setattr("train.probes.read_lines", lambda path: ["你好", "？" * 90])
 
 
@@ -257,3 +257,20 @@ def test_a_command_that_does_not_say_what_to_measure_is_told_so(monkeypatch, cap
         run_evaluate(monkeypatch, "somewhere", *arguments)
     error = capsys.readouterr().err
     assert exit_.value.code == 2 and error.startswith("错误：") and "--probes" in error and error.count("\n") == 1
+
+
+EVERYDAY = FOLDER.parent / "everyday"
+
+
+def test_the_everyday_probes_are_a_second_exam_of_known_kinds(probes):
+    everyday = load_probes(0, EVERYDAY)
+    assert len(everyday) > 300 and {"爱好", "家乡", "是非吃的", "记错名字"} <= {probe.kind for probe in everyday}
+    assert not {turn for probe in everyday for turn in probe.turns} & {turn for probe in probes for turn in probe.turns}
+    assert all(any(form in "".join(probe.turns[:-1]) for form in probe.wanted[-1]) for probe in everyday)
+
+
+def test_a_folder_without_probes_is_named(tmp_path, monkeypatch, capsys, model, tokenizer):
+    save_checkpoint(tmp_path / "model", model, tokenizer)
+    with pytest.raises(SystemExit):
+        run_evaluate(monkeypatch, str(tmp_path / "model"), "--probes", str(tmp_path))
+    assert f"{tmp_path} 里没有考题" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Measures a model folder: ``python -m train.evaluate MODEL_FOLDER --corpus FILE [--all] [--json]`` on a corpus, or
-``python -m train.evaluate MODEL_FOLDER --probes [--show] [--json]`` on held-out conversations (``train.probes``)."""
+``python -m train.evaluate MODEL_FOLDER --probes [FOLDER] [--show] [--json]`` on held-out conversations
+(``train.probes``)."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from pathlib import Path
 
 from studytiny.checkpoint import Model, load_folder
 from studytiny.command import CommandParser, run_command
@@ -19,7 +21,7 @@ from studytiny.generator import Generator
 from studytiny.sampling import SamplingConfig
 from studytiny.tokenizer import Tokenizer
 from train.measures import bits_per_character, reply_statistics
-from train.probes import Answer, describe, measure_probes
+from train.probes import FOLDER, Answer, describe, measure_probes
 from train.sources import load_corpus
 
 SAMPLED_REPLIES = 200
@@ -65,9 +67,9 @@ def show(answers: Sequence[Answer]) -> str:
     return text
 
 
-def evaluate_probes(folder: str, device: str, as_json: bool, with_replies: bool) -> None:
+def evaluate_probes(folder: str, probes: Path, device: str, as_json: bool, with_replies: bool) -> None:
     """Print the figures of the probes; ``with_replies`` also what the model said."""
-    result, answers, first = measure_probes(*load_folder(folder, device))
+    result, answers, first = measure_probes(*load_folder(folder, device), folder=probes)
     if with_replies:
         wrong = [answer for answer in answers if not answer.is_right]
         text = f"答错的考题（默认抽样）\n{show(wrong)}\n第一句话\n{show(first)}"
@@ -95,17 +97,24 @@ def main() -> None:
     parser.add_argument("model", metavar="模型文件夹", help="训练得到的文件夹")
     parser.add_argument("--corpus", metavar="语料", help=".conv 文件或语料的名字；默认只测其中训练时留出的约 2%% 对话")
     parser.add_argument("--all", action="store_true", help="测整个文件，而不只是留出的部分")
-    parser.add_argument("--probes", action="store_true", help="测它记不记得住：按类给出没见过的考题答对多少")
+    parser.add_argument(
+        "--probes",
+        nargs="?",
+        type=Path,
+        const=FOLDER,
+        metavar="考题文件夹",
+        help="测它记不记得住：按类给出没见过的考题答对多少；不写文件夹就用 train/demo/probes",
+    )
     parser.add_argument("--show", action="store_true", help="和 --probes 一起用：列出答错的考题、300 句开场白和回答")
     parser.add_argument("--json", action="store_true", help="输出一个 JSON 对象")
     parser.add_device()
     arguments = parser.parse_args()
-    if bool(arguments.corpus) == arguments.probes:
+    if bool(arguments.corpus) == bool(arguments.probes):
         raise UserError("请在 --corpus 语料 和 --probes 里选一个：前者测一份语料，后者测没见过的考题。")
     if (arguments.show and not arguments.probes) or (arguments.all and arguments.probes):
         raise UserError("--show 要和 --probes 一起用，--all 要和 --corpus 一起用。")
     if arguments.probes:
-        evaluate_probes(arguments.model, arguments.device, arguments.json, arguments.show)
+        evaluate_probes(arguments.model, arguments.probes, arguments.device, arguments.json, arguments.show)
         return
     result = evaluate(arguments.model, arguments.corpus, arguments.all, arguments.device)
     if arguments.json:

@@ -77,8 +77,9 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_values(folder: Path = FOLDER) -> Values:
-    """Slot -> its values, each the form that users say and, by ``forms.txt``, the others that count as well."""
-    forms = {line.split("|")[0]: tuple(line.split("|")) for line in read_lines(folder / "forms.txt")}
+    """Slot -> its values, each the form that users say and, by ``forms.txt`` if any, the others that count as well."""
+    path = folder / "forms.txt"
+    forms = {line.split("|")[0]: tuple(line.split("|")) for line in (read_lines(path) if path.exists() else ())}
     lists = {path.stem: read_lines(path) for path in sorted((folder / "values").glob("*.txt"))}
     return {slot: [forms.get(value, (value,)) for value in values] for slot, values in lists.items()}
 
@@ -145,7 +146,9 @@ def make_probes(template: Template, values: Values, fillers: Sequence[str], rng:
 
 
 def load_probes(seed: int = 0, folder: Path = FOLDER) -> list[Probe]:
-    """All probes, kind by kind; the same for the same seed."""
+    """All probes, kind by kind; the same for the same seed. A UserError says if `folder` holds none."""
+    if not (folder / "fillers.txt").is_file():
+        raise UserError(f"{folder} 里没有考题：那里应该有 fillers.txt 和一类一个的 .txt。")
     values, fillers = read_values(folder), read_lines(folder / "fillers.txt")
     return [
         probe
@@ -182,9 +185,11 @@ def summary(answers: Sequence[Answer]) -> dict:
     return {"total": total, "kinds": shares, "worst": sorted(shares, key=shares.__getitem__)[:WORST]}
 
 
-def measure_probes(model: Model, tokenizer: Tokenizer, seed: int = 0) -> tuple[dict, list[Answer], list[Answer]]:
+def measure_probes(
+    model: Model, tokenizer: Tokenizer, seed: int = 0, folder: Path = FOLDER
+) -> tuple[dict, list[Answer], list[Answer]]:
     """All figures; the answers to the probes, DRAWS each, at default sampling; those to the first messages."""
-    probes, messages = load_probes(seed), read_lines(FOLDER / "first_messages.txt")
+    probes, messages = load_probes(seed, folder), read_lines(FOLDER / "first_messages.txt")
     firsts = [Probe("", (message[: model.config.max_length // 2],), (), ()) for message in messages]
     seconds = {}
     with contextlib.closing(Generator(model, tokenizer, "float32", max_running=AT_ONCE)) as generator:
