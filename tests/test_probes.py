@@ -271,6 +271,10 @@ def test_the_everyday_probes_are_a_second_exam_of_known_kinds(probes):
 
 def test_a_folder_without_probes_is_named(tmp_path, monkeypatch, capsys, model, tokenizer):
     save_checkpoint(tmp_path / "model", model, tokenizer)
-    with pytest.raises(SystemExit):
-        run_evaluate(monkeypatch, str(tmp_path / "model"), "--probes", str(tmp_path))
-    assert f"{tmp_path} 里没有考题" in capsys.readouterr().err
+    for written, missing in ((None, "fillers.txt"), ("fillers.txt", "考题")):
+        if written:
+            (tmp_path / written).write_text("下雨了\n", encoding="utf-8")
+        with pytest.raises(SystemExit) as exit_:
+            run_evaluate(monkeypatch, str(tmp_path / "model"), "--probes", str(tmp_path))
+        assert exit_.value.code == 2
+        assert f"{tmp_path} 里没有{missing}" in capsys.readouterr().err.replace("没有 ", "没有")

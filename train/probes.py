@@ -148,14 +148,17 @@ def make_probes(template: Template, values: Values, fillers: Sequence[str], rng:
 def load_probes(seed: int = 0, folder: Path = FOLDER) -> list[Probe]:
     """All probes, kind by kind; the same for the same seed. A UserError says if `folder` holds none."""
     if not (folder / "fillers.txt").is_file():
-        raise UserError(f"{folder} 里没有考题：那里应该有 fillers.txt 和一类一个的 .txt。")
+        raise UserError(f"{folder} 里没有 fillers.txt（闲话，一行一句）；考题怎么写，见 train/demo/probes/README.md。")
     values, fillers = read_values(folder), read_lines(folder / "fillers.txt")
-    return [
+    probes = [
         probe
         for path in sorted(path for path in folder.glob("*.txt") if path.stem not in NOT_PROBES)
         for number, template in enumerate(read_templates(path, list(values)))
         for probe in make_probes(template, values, fillers, Random(f"{seed} {path.stem} {number}"))
     ]
+    if not probes:
+        raise UserError(f"{folder} 里没有考题：请一类写一个 .txt，写法见 train/demo/probes/README.md。")
+    return probes
 
 
 def run_probe(answerer: Answerer, probe: Probe, sampling: SamplingConfig) -> Answer:
