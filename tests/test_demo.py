@@ -74,7 +74,7 @@ def test_a_told_fact_is_answered_with_its_latest_value(corpus):
     assert from_afar > 6000
 
 
-CANONICAL = {"hobby": "爱好是", "food": "爱吃", "home": "老家是", "color": "喜欢的颜色是"}
+CANONICAL = {"name": "你叫", "hobby": "爱好是", "food": "爱吃", "home": "老家是", "color": "喜欢的颜色是"}
 
 
 def events(corpus, *kinds):
@@ -124,6 +124,19 @@ def test_a_reply_names_the_fact_before_its_value(corpus):
                 asked += 1
                 assert CANONICAL[facts[0]] in dialogue.turns[turn + 1], dialogue.turns[turn : turn + 2]
     assert told > 300 and asked > 100
+
+
+def test_a_fact_is_kept_whatever_stands_beside_it(corpus):
+    """A remark of another topic before or after the fact changes nothing: the reply is about the fact."""
+    remarks = {line.text for line in load_book(FOLDER).remarks if not set("()|") & set(line.text) and len(line.text) > 3}
+    beside = 0
+    for dialogue in corpus:
+        for turn, _, value in dialogue.told:
+            parts = dialogue.turns[turn].replace("。", "，").replace("！", "，").split("，")
+            if len(parts) > 1 and {parts[0], parts[-1]} & remarks and "记" in dialogue.turns[turn + 1]:
+                beside += 1
+                assert value in dialogue.turns[turn + 1], dialogue.turns[turn : turn + 2]
+    assert beside > 100
 
 
 def test_a_correction_replaces_the_old_value(corpus):

@@ -19,6 +19,9 @@ SLOPPY = 0.3  # share of the user's turns with slips of the fingers: a sentence 
 ASIDE = 0.08  # share of a topic's first turns with half a sentence before it that has nothing to do with it
 TOLD_ASIDE = 0.16  # the same where a fact is told: what to keep must be found in the middle of a longer message, too
 AFTER = 0.12  # share of the turns that tell a fact with half a sentence after it
+REMARK = 0.2  # share of the turns that tell a fact with a remark of another topic before or after it: the fact counts
+ASKED_REMARK = 0.06  # the same where a fact is asked for
+REMARK_LENGTH = 16  # characters of the longest
 SLIP_EVERY = 7  # characters of a wording
 MANY = 5  # wordings from which on the first one is preferred
 BRIEF = 0.45  # share of dialogues that are only a few exchanges and begin with any topic: what most visitors do
@@ -28,7 +31,8 @@ TELLS = ((1, 2, 3, 4), (56, 31, 10, 3))  # how many facts such a dialogue tells
 DISTANCES = ((0, 1, 2, 3, 4), (26, 28, 22, 14, 10))  # exchanges between telling and asking
 ASKS = (("询问", "记混", "确认", "更正"), (58, 18, 10, 14))  # what happens when the time to ask has come
 PRONOUNS = 0.5  # how often something is said of what was just told, with a pronoun
-MISTAKEN = 0.5  # how often, after a fact about somebody else, the user's own is asked for
+UNKNOWN = 0.06  # share of them in which something never told is asked for
+MISTAKEN = 0.35  # how often, after a fact about somebody else, the user's own is asked for
 LONG = (8, 18)  # turns, drawn anew, after which no new topic begins: what is due is asked, then it ends
 CHATS = ((1, 2, 3, 4, 5, 6), (12, 22, 28, 20, 12, 6))  # how many topics the other dialogues have
 NUMERALS = "零一二三四五六七八九十"
@@ -105,7 +109,7 @@ class Composer:
         rng = self.rng
         if rng.random() < 0.35:
             self.filler()
-        unknown = rng.random() < 0.11
+        unknown = rng.random() < UNKNOWN
         limit = rng.randint(*LONG)
         for _ in range(MAX_TURNS):
             before = len(self.dialogue.turns)
@@ -217,8 +221,15 @@ class Composer:
             call = self.draw("back", ()) if "back" in self.book.values else ""
         elif kind == "话题" and "aside" in self.book.values and self.rng.random() < (TOLD_ASIDE if fact else ASIDE):
             call = self.draw("aside", ())
-        tells = kind == "话题" and fact and not section.refers and "after" in self.book.values
-        tail = self.draw("after", ()) if tells and self.rng.random() < AFTER else ""
+        tells = kind == "话题" and fact and not section.refers
+        tail = self.draw("after", ()) if tells and "after" in self.book.values and self.rng.random() < AFTER else ""
+        asks = kind in ("询问", "记混", "确认")
+        if self.book.remarks and not call and self.rng.random() < (REMARK if tells else ASKED_REMARK if asks else 0):
+            remark = self.remark()
+            if tells and not tail and self.rng.random() < 0.3:
+                tail = "，" + remark
+            else:
+                call = remark + self.rng.choice("，，，。！")
         if not self.run(section, exchange, bindings, call, tail):
             self.facts |= {name: bindings[f"old_{name}"] for name in section.facts if kind == "更正"}
             return False
@@ -234,6 +245,13 @@ class Composer:
         if kind == "话题" and not fact and len(section.exchanges) > 1:
             self.theme = section
         return True
+
+    def remark(self) -> str:
+        """Half a sentence of some topic that lets itself be said beside a fact."""
+        while True:
+            text = self.fill(self.rng.choice(self.book.remarks), {}, by_user=True).rstrip("。！")
+            if len(text) <= REMARK_LENGTH:
+                return text
 
     def again(self, section: Section) -> bool:
         """Another exchange of the same section."""

@@ -20,7 +20,7 @@ PIECE = re.compile(r"(\{\??[a-z_]+\d*\}|[()|])")
 CHOICE = re.compile(r"\(([^()]*)\)")
 KINDS = ("话题", "开头", "结尾", "接话", "答问", "刚才", "总结", "询问", "记混", "确认", "更正", "未知")
 FACT_KINDS = ("询问", "记混", "确认", "更正", "未知")
-FLAGS = ("连问", "不复述", "可迟")
+FLAGS = ("连问", "不复述", "可迟", "随口")
 COMPUTED = frozenset({"a", "b", "sum", "big", "small", "diff", "next", "cn_a", "cn_b", "cn_sum"})
 QUOTED = frozenset({"last_user", "last_bot", "first_user"})
 PERSONS = frozenset({"ta", "pal", "other_ta"})  # the pronoun of the friend, a word for the friend, the other's pronoun
@@ -28,6 +28,7 @@ RECAP = "recap"
 SAME = "same"  # inside a value: what stands before it, once more
 NEVER = "never"  # values/never.txt: values no slot may take
 TYPED = "typed"  # values/typed.txt: how hurried people write
+NO_REMARK = ("你", "？", "明天", "帮", "怎么", "喜欢", "爱", "叫", "死", "霸凌")  # to the bot, a fact, or too grave
 TEMPER = 0.7  # 1: a file's share grows with its length and weights; 0: all files alike
 
 Part = str | tuple[str, str] | list["tuple[Part, ...]"]  # text, slot (name, digits), choice
@@ -160,6 +161,13 @@ class Book:
             given = [section.given for section, _ in self.pool("话题", fact)[0]]
             found[fact] = frozenset.intersection(*given) if given else frozenset()
         return found
+
+    @cached_property
+    def remarks(self) -> list[Line]:
+        """What a user says of themselves in the sections marked `随口`: it may stand beside a fact that is told."""
+        sections = (section for section in self.sections["话题"] if "随口" in section.flags)
+        lines = (line for section in sections for exchange in section.exchanges for line in exchange.users)
+        return [line for line in lines if not line.slots | line.needs and not any(w in line.text for w in NO_REMARK)]
 
     @cached_property
     def typos(self) -> list[tuple[str, str]]:
