@@ -128,10 +128,13 @@ def test_a_reply_names_the_fact_before_its_value(corpus):
 
 def test_a_fact_is_kept_whatever_stands_beside_it(corpus):
     """A remark of another topic before or after the fact changes nothing: the reply is about the fact."""
-    remarks = {line.text for line in load_book(FOLDER).remarks if not set("()|") & set(line.text) and len(line.text) > 3}
+    remarks = {
+        line.text for line in load_book(FOLDER).remarks if not set("()|") & set(line.text) and len(line.text) > 3
+    }
     beside = 0
     for dialogue in corpus:
-        for turn, _, value in dialogue.told:
+        facts_of = Counter(turn for turn, _, _ in dialogue.told)
+        for turn, _, value in (told for told in dialogue.told if facts_of[told[0]] == 1):
             parts = dialogue.turns[turn].replace("。", "，").replace("！", "，").split("，")
             if len(parts) > 1 and {parts[0], parts[-1]} & remarks and "记" in dialogue.turns[turn + 1]:
                 beside += 1
