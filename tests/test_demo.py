@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from studytiny.command import run_command
 from studytiny.word_lists import is_rude
 from train.demo import FOLDER, TopicError, compose_dialogues, generate, write_conv
 from train.demo.__main__ import main
-from train.demo.compose import MAX_COST, MAX_TURNS
+from train.demo.compose import MAX_COST, MAX_TURNS, SILENT
 from train.demo.topics import load_book
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,9 +137,9 @@ def test_a_fact_is_kept_whatever_stands_beside_it(corpus):
         facts_of = Counter(turn for turn, _, _ in dialogue.told)
         for turn, _, value in (told for told in dialogue.told if facts_of[told[0]] == 1):
             parts = dialogue.turns[turn].replace("。", "，").replace("！", "，").split("，")
-            if len(parts) > 1 and {parts[0], parts[-1]} & remarks and "记" in dialogue.turns[turn + 1]:
+            if len(parts) > 1 and {parts[0], parts[-1]} & remarks and "记" in (reply := dialogue.turns[turn + 1]):
                 beside += 1
-                assert value in dialogue.turns[turn + 1], dialogue.turns[turn : turn + 2]
+                assert value in reply or is_silent(reply), dialogue.turns[turn : turn + 2]
     assert beside > 100
 
 
@@ -208,9 +209,33 @@ def test_the_same_friend_is_not_he_and_she(corpus):
         assert not ("他" in said and "她" in said), dialogue.turns
 
 
-def test_the_reply_to_a_name_uses_it(corpus):
+@cache
+def silent() -> re.Pattern:
+    """A reply that takes note of a fact without repeating it: one of values/noted.txt, all choices written out."""
+    texts = [line.text for line in load_book(FOLDER).values["noted"]]
+    return re.compile("|".join(text.replace("(", "(?:") for text in texts))
+
+
+def is_silent(reply):
+    return silent().fullmatch(reply) is not None
+
+
+def test_the_reply_to_a_name_uses_it_or_only_takes_note(corpus):
     told = [(d, turn, value) for d in corpus for turn, fact, value in d.told if fact == "name"]
-    assert sum(value in dialogue.turns[turn + 1] for dialogue, turn, value in told) > 0.9 * len(told)
+    spoken = [(d, turn, value) for d, turn, value in told if not is_silent(d.turns[turn + 1])]
+    assert sum(value in dialogue.turns[turn + 1] for dialogue, turn, value in spoken) > 0.9 * len(spoken)
+    assert 0.05 < 1 - len(spoken) / len(told) < SILENT + 0.05
+
+
+def test_a_fact_that_no_reply_repeated_is_known_when_asked_for(corpus):
+    """Then it stands in the user's words only: a model that reads nothing but its own replies cannot answer."""
+    asked = 0
+    for dialogue, event in events(corpus, "询问"):
+        turn, value = latest(dialogue, event.facts[0], event.turn)
+        if is_silent(dialogue.turns[turn + 1]) and value not in "".join(dialogue.turns[turn + 1 : event.turn : 2]):
+            asked += 1
+            assert value in dialogue.turns[event.turn + 1], dialogue.turns
+    assert asked > 200
 
 
 def test_kinds_come_in_sensible_shares(corpus):

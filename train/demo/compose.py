@@ -32,6 +32,7 @@ DISTANCES = ((0, 1, 2, 3, 4), (26, 28, 22, 14, 10))  # exchanges between telling
 ASKS = (("询问", "记混", "确认", "更正"), (58, 18, 10, 14))  # what happens when the time to ask has come
 PRONOUNS = 0.5  # how often something is said of what was just told, with a pronoun
 UNKNOWN = 0.08  # share of them in which something never told is asked for
+SILENT = 0.2  # share of the told facts that the reply does not repeat: asked for, they are in the user's words only
 MISTAKEN = 0.35  # how often, after a fact about somebody else, the user's own is asked for
 LONG = (8, 18)  # turns, drawn anew, after which no new topic begins: what is due is asked, then it ends
 CHATS = ((1, 2, 3, 4, 5, 6), (12, 22, 28, 20, 12, 6))  # how many topics the other dialogues have
@@ -321,6 +322,10 @@ class Composer:
         if RECAP in reply.line.slots:
             bindings[RECAP], recapped = self.recap()
         answer = self.fill(reply.line, bindings, by_user=False)
+        options = [e for e in reply.follow_ups if (id(e), "") not in self.used]
+        tells = top and section.kind == "话题" and said - before.keys() and not section.refers
+        if tells and "noted" in self.book.values and rng.random() < SILENT:
+            answer, options, self.filled = self.draw("noted", ()), [], set()
         cost = len(user) + len(answer) + 4
         if self.cost + cost > MAX_COST:
             self.facts = before
@@ -338,7 +343,6 @@ class Composer:
         for fact in sorted(said | repeated | set(section.refers[:1])):
             self.mentioned[fact] = at + 1
         turns += [user, answer]
-        options = [e for e in reply.follow_ups if (id(e), "") not in self.used]
         if options and rng.random() < (0.92 if answer.endswith("？") else 0.6):
             self.run(section, rng.choice(options), bindings, top=False)
         return True
