@@ -1,0 +1,74 @@
+"""Does a model read what the user said, or only its own notes of it? ``python bench/own_words.py MODEL_FOLDER ...``.
+
+A user tells something, this program puts in a reply that does not repeat it, and the user asks for it. Greedy, with the
+value to be found in the answer. A model that learnt from replies which always repeat the fact can answer whatever it
+noted itself and nothing else: what it once fails to note, it has forgotten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from studytiny.checkpoint import load_folder
+from studytiny.command import CommandParser, run_command
+from studytiny.generator import Generator
+from studytiny.sampling import SamplingConfig
+
+TALKS = {
+    "名字": ("我叫{}", "我叫什么名字？", ("小明", "小红", "阿强", "李华", "王芳", "何静怡")),
+    "老家": ("我老家在{}", "我老家在哪？", ("成都", "洛阳", "襄阳", "青岛", "绍兴", "曲靖")),
+    "爱吃的": ("我爱吃{}", "我爱吃什么？", ("饺子", "螺蛳粉", "红烧肉", "草莓", "凉皮", "烤鸭")),
+    "爱好": ("我喜欢{}", "我的爱好是什么？", ("钓鱼", "画画", "打篮球", "下象棋", "养花", "看小说")),
+    "年龄": ("我今年{}岁", "我今年多大？", ("18", "25", "37", "九", "52", "三十一")),
+    "明天": ("我明天要{}", "我明天要做什么？", ("去爬山", "交论文", "搬家", "看牙", "考试", "去面试")),
+    "朋友": ("我朋友叫{}", "我朋友叫什么？", ("小李", "张悦", "阿杰", "陈晨", "大鹏", "林夕")),
+}
+OTHERS = (
+    "好，我都听见了，接着说。",
+    "辛苦了，先坐下歇一会儿吧。",
+    "听着就有意思，再跟我讲讲吧。",
+    "很高兴认识你！",
+    "哈哈，是吗？",
+)
+BETWEEN = (("user", "今天天气真好"), ("assistant", "真好，出去走走吧。"))
+
+
+def is_recalled(generator: Generator, value: str, told: str, asked: str, noted: str | None) -> bool:
+    """Whether ``value`` is in the answer. ``noted``: the reply to the telling; None leaves it to the model."""
+    sampling = SamplingConfig(temperature=0.0)
+    turns = [{"role": "user", "content": told.format(value)}]
+    turns.append({"role": "assistant", "content": noted or generator.reply(turns, sampling)})
+    turns += [{"role": role, "content": content} for role, content in BETWEEN]
+    turns.append({"role": "user", "content": asked})
+    return value in generator.reply(turns, sampling)
+
+
+def main() -> None:
+    parser = CommandParser("python bench/own_words.py", "回答没有把事情复述一遍，问起来时，模型会去用户的话里找吗？")
+    parser.add_argument("folders", nargs="+", metavar="模型文件夹")
+    print(f"| 模型 | 自己回答的 | 换成别的回答 | {' | '.join(TALKS)} |\n|{'---|' * (len(TALKS) + 3)}")
+    for folder in parser.parse_args().folders:
+        model, tokenizer = load_folder(folder, "cpu")
+        with (
+            contextlib.closing(Generator(model, tokenizer, max_running=32)) as generator,
+            ThreadPoolExecutor(32) as pool,
+        ):
+
+            def share(talks: list[tuple[str, str, str]], replies: tuple[str | None, ...]) -> float:
+                cases = [(generator, value, told, asked, noted) for value, told, asked in talks for noted in replies]
+                right = list(pool.map(lambda case: is_recalled(*case), cases))
+                return sum(right) / len(right)
+
+            talks = {fact: [(value, told, asked) for value in values] for fact, (told, asked, values) in TALKS.items()}
+            every = [talk for rows in talks.values() for talk in rows]
+            shares = [share(every, (None,)), share(every, OTHERS), *(share(rows, OTHERS) for rows in talks.values())]
+        print(f"| {Path(folder)} | {' | '.join(f'{part:.0%}' for part in shares)} |", flush=True)
+
+
+if __name__ == "__main__":
+    run_command(main)
