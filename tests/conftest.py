@@ -1,6 +1,7 @@
 """A model and a tokenizer small enough that every test can afford them."""
 
 import os
+import signal
 
 import pytest
 import torch
@@ -9,6 +10,9 @@ from studytiny import DialogueModel, Tokenizer
 from studytiny.published import PublishedModel
 
 os.environ["PYTHONUTF8"] = "1"  # so that commands started by tests print UTF-8 on Windows too
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; what the tests start would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CHARACTERS = "你好呀我是小天叫什么名字吗很高兴认识再见谢不客气今天气怎样，。？！ abcxyz<|>/endusrit"
 
