@@ -32,7 +32,6 @@ from train.initialise import prepare
 from train.original_recipe import PUBLISHED, SETTINGS, PublishedDataset, PublishedTrainer, check_options, pad_rows
 from train.report import RunFacts, write_facts, write_report
 from train.run_log import read_samples
-from train.signals import kept_interrupt
 from train.sources import DEMO, NAMES, OWN, licence_of, load_corpus
 from train.trainer import TransformerTrainer, check_new_run, read_run
 
@@ -217,24 +216,22 @@ def main() -> None:
     torch.set_num_threads(facts["threads"])
     sizes, _ = PRESETS[facts["preset"]]
 
-    with kept_interrupt() as stop_if_asked:
-        corpus, about, table = prepare_corpus(facts)
-        stop_if_asked()
-        tokenizer = corpus.build_vocab(facts["vocab_size"])
-        recipe = ORIGINAL_RECIPE if facts["preset"] == PUBLISHED else RECIPE
-        dataset_class, model_class, trainer_class = recipe
-        dataset = dataset_class(corpus, tokenizer, sizes["max_length"], config.seed)
-        torch.manual_seed(config.seed)
-        model = model_class(tokenizer.vocab_size, **sizes)
-        if model_class is DialogueModel and not arguments.resume:
-            prepare(model, dataset)
-        order = torch.Generator()
-        if model_class is DialogueModel:
-            batches = AlikeRows(dataset, config.batch_size, order)
-            loader = DataLoader(dataset, batch_sampler=batches, generator=order)
-        else:
-            loader = DataLoader(dataset, config.batch_size, shuffle=True, generator=order, collate_fn=pad_rows)
-        trainer = trainer_class(model, loader, device, config, arguments.resume, facts)
+    corpus, about, table = prepare_corpus(facts)
+    tokenizer = corpus.build_vocab(facts["vocab_size"])
+    recipe = ORIGINAL_RECIPE if facts["preset"] == PUBLISHED else RECIPE
+    dataset_class, model_class, trainer_class = recipe
+    dataset = dataset_class(corpus, tokenizer, sizes["max_length"], config.seed)
+    torch.manual_seed(config.seed)
+    model = model_class(tokenizer.vocab_size, **sizes)
+    if model_class is DialogueModel and not arguments.resume:
+        prepare(model, dataset)
+    order = torch.Generator()
+    if model_class is DialogueModel:
+        batches = AlikeRows(dataset, config.batch_size, order)
+        loader = DataLoader(dataset, batch_sampler=batches, generator=order)
+    else:
+        loader = DataLoader(dataset, config.batch_size, shuffle=True, generator=order, collate_fn=pad_rows)
+    trainer = trainer_class(model, loader, device, config, arguments.resume, facts)
 
     unknown = unknown_rate(corpus)
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 # Windows lets one process send another Ctrl-Break only.
 SIGNALS = [signal.SIGINT, signal.SIGTERM, *filter(None, [getattr(signal, "SIGBREAK", None)])]
@@ -35,33 +35,3 @@ def stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def kept_interrupt() -> Iterator[Callable[[], None]]:
-    """Ctrl-C ends the program as ever, also where Python would forget it.
-
-    A KeyboardInterrupt that falls into a destructor or a callback is printed and dropped, and the program goes on.
-    Whoever does long work in parts calls what this yields between them: it raises what was dropped.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-    before = signal.getsignal(signal.SIGINT)
-    pressed: list[int] = []
-
-    def interrupt(number: int, frame: object) -> None:
-        pressed.append(number)
-        raise KeyboardInterrupt
-
-    def check() -> None:
-        if pressed:
-            raise KeyboardInterrupt
-
-    if before is signal.default_int_handler:  # not where whoever started this wants Ctrl-C ignored or answers it
-        signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield check
-        check()
-    finally:
-        signal.signal(signal.SIGINT, before)
