@@ -143,6 +143,14 @@ def test_a_fact_is_kept_whatever_stands_beside_it(corpus):
     assert beside > 100
 
 
+def test_a_remark_that_is_too_long_is_left_out(tmp_path):
+    text = "@话题 随口\n> 我今天从早到晚一直在外面跑来跑去忙个不停\n< 歇一歇。\n@话题\n> 我叫{name}\n< 你叫{name}。\n"
+    folder = broken_folder(tmp_path, text + "@询问 name\n> 我是谁？\n< 你叫{name}。\n")
+    turns = [turn for dialogue in compose_dialogues(60, 0, folder) for turn in dialogue.turns]
+    told = [turn for turn in turns if "我叫" in turn]
+    assert told and any("外面" in turn for turn in turns) and not any("外面" in turn for turn in told)
+
+
 def test_a_correction_replaces_the_old_value(corpus):
     for dialogue, event in events(corpus, "更正"):
         fact = event.facts[0]

@@ -31,7 +31,7 @@ TELLS = ((1, 2, 3, 4), (56, 31, 10, 3))  # how many facts such a dialogue tells
 DISTANCES = ((0, 1, 2, 3, 4), (26, 28, 22, 14, 10))  # exchanges between telling and asking
 ASKS = (("询问", "记混", "确认", "更正"), (58, 18, 10, 14))  # what happens when the time to ask has come
 PRONOUNS = 0.5  # how often something is said of what was just told, with a pronoun
-UNKNOWN = 0.08  # share of them in which something never told is asked for
+UNKNOWN = 0.08  # share of the dialogues with facts in which one never told is asked for
 SILENT = 0.2  # share of the told facts that the reply does not repeat: asked for, they are in the user's words only
 MISTAKEN = 0.35  # how often, after a fact about somebody else, the user's own is asked for
 LONG = (8, 18)  # turns, drawn anew, after which no new topic begins: what is due is asked, then it ends
@@ -227,9 +227,9 @@ class Composer:
         asks = kind in ("询问", "记混", "确认")
         if self.book.remarks and not call and self.rng.random() < (REMARK if tells else ASKED_REMARK if asks else 0):
             remark = self.remark()
-            if tells and not tail and self.rng.random() < 0.3:
+            if remark and tells and not tail and self.rng.random() < 0.3:
                 tail = "，" + remark
-            else:
+            elif remark:
                 call = remark + self.rng.choice("，，，。！")
         if not self.run(section, exchange, bindings, call, tail):
             self.facts |= {name: bindings[f"old_{name}"] for name in section.facts if kind == "更正"}
@@ -248,11 +248,12 @@ class Composer:
         return True
 
     def remark(self) -> str:
-        """Half a sentence of some topic that lets itself be said beside a fact."""
-        while True:
+        """Half a sentence of some topic that lets itself be said beside a fact; "" if none is short enough."""
+        for _ in range(TRIES):
             text = self.fill(self.rng.choice(self.book.remarks), {}, by_user=True).rstrip("。！")
             if len(text) <= REMARK_LENGTH:
                 return text
+        return ""
 
     def again(self, section: Section) -> bool:
         """Another exchange of the same section."""
