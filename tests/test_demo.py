@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ RUDE = ("操你", "傻逼", "他妈", "妈的", "滚开", "滚蛋", "混蛋", "�
 
 @pytest.fixture(scope="module")
 def corpus():
-    return compose_dialogues(8000, 0)
+    return compose_dialogues(10000, 0)
 
 
 def broken_folder(tmp_path: Path, text: str) -> Path:
@@ -46,7 +45,7 @@ def test_same_seed_same_dialogues_also_in_another_process():
 
 
 def test_every_dialogue_has_the_promised_shape(corpus):
-    assert len(corpus) == 8000
+    assert len(corpus) == 10000
     for dialogue in corpus:
         assert 2 <= len(dialogue.turns) <= MAX_TURNS and len(dialogue.turns) % 2 == 0
         assert sum(len(turn) + 2 for turn in dialogue.turns) <= MAX_COST < 512
@@ -139,7 +138,7 @@ def test_a_fact_is_kept_whatever_stands_beside_it(corpus):
             parts = dialogue.turns[turn].replace("。", "，").replace("！", "，").split("，")
             if len(parts) > 1 and {parts[0], parts[-1]} & remarks and "记" in (reply := dialogue.turns[turn + 1]):
                 beside += 1
-                assert value in reply or is_silent(reply), dialogue.turns[turn : turn + 2]
+                assert value in reply or turn in dialogue.silent, dialogue.turns[turn : turn + 2]
     assert beside > 100
 
 
@@ -217,33 +216,24 @@ def test_the_same_friend_is_not_he_and_she(corpus):
         assert not ("他" in said and "她" in said), dialogue.turns
 
 
-@cache
-def silent() -> re.Pattern:
-    """A reply that takes note of a fact without repeating it: one of values/noted.txt, all choices written out."""
-    texts = [line.text for line in load_book(FOLDER).values["noted"]]
-    return re.compile("|".join(text.replace("(", "(?:") for text in texts))
-
-
-def is_silent(reply):
-    return silent().fullmatch(reply) is not None
-
-
 def test_the_reply_to_a_name_uses_it_or_only_takes_note(corpus):
     told = [(d, turn, value) for d in corpus for turn, fact, value in d.told if fact == "name"]
-    spoken = [(d, turn, value) for d, turn, value in told if not is_silent(d.turns[turn + 1])]
+    spoken = [(d, turn, value) for d, turn, value in told if turn not in d.silent]
     assert sum(value in dialogue.turns[turn + 1] for dialogue, turn, value in spoken) > 0.9 * len(spoken)
     assert 0.05 < 1 - len(spoken) / len(told) < SILENT + 0.05
 
 
 def test_a_fact_that_no_reply_repeated_is_known_when_asked_for(corpus):
     """Then it stands in the user's words only: a model that reads nothing but its own replies cannot answer."""
-    asked = 0
+    asked, replies = 0, set()
     for dialogue, event in events(corpus, "询问"):
         turn, value = latest(dialogue, event.facts[0], event.turn)
-        if is_silent(dialogue.turns[turn + 1]) and value not in "".join(dialogue.turns[turn + 1 : event.turn : 2]):
+        if turn in dialogue.silent and value not in "".join(dialogue.turns[turn + 1 : event.turn : 2]):
             asked += 1
+            replies.add(dialogue.turns[turn + 1])
             assert value in dialogue.turns[event.turn + 1], dialogue.turns
     assert asked > 200
+    assert len(replies) > 0.5 * asked  # too many to be learnt by heart
 
 
 def test_kinds_come_in_sensible_shares(corpus):
@@ -259,7 +249,7 @@ def test_kinds_come_in_sensible_shares(corpus):
     assert 0.07 < share(lambda d: any(topic == "pronouns" for _, topic in d.topics)) < 0.3
     assert share(lambda d: 4 <= len(d.turns) <= 14) > 0.5 and share(lambda d: len(d.turns) < 4) < 0.15
     assert 0.08 < about("记混") < 0.3 and 0.05 < about("确认") < 0.2 and 0.08 < about("更正") < 0.3
-    assert 0.1 < about("未知") < 0.4
+    assert 0.08 < about("未知") < 0.4
     talk = [topic for dialogue in corpus for _, topic in dialogue.topics]
     assert 0.3 < sum(not topic.startswith(("fact_", "pronouns", "just_now")) for topic in talk) / len(talk) < 0.7
 

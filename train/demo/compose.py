@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from studytiny.word_lists import is_rude
 
-from .topics import COMPUTED, PERSONS, RECAP, SAME, Book, Exchange, Line, Part, Section, TopicError
+from .topics import COMPUTED, PERSONS, QUOTED, RECAP, SAME, Book, Exchange, Line, Part, Section, TopicError
 
 MAX_TURNS = 24
 MAX_COST = 500  # characters plus two marks a turn: a whole dialogue fits the window of 512
@@ -32,7 +32,8 @@ DISTANCES = ((0, 1, 2, 3, 4), (26, 28, 22, 14, 10))  # exchanges between telling
 ASKS = (("询问", "记混", "确认", "更正"), (58, 18, 10, 14))  # what happens when the time to ask has come
 PRONOUNS = 0.5  # how often something is said of what was just told, with a pronoun
 UNKNOWN = 0.08  # share of the dialogues with facts in which one never told is asked for
-SILENT = 0.26  # share of the told facts that the reply does not repeat: asked for, they are in the user's words only
+SILENT = 0.25  # share of the told facts that the reply does not repeat: asked for, they are in the user's words only
+BESIDE = 0.6  # share of these in which the user adds something else and gets a reply to that, the others are noted.txt
 MISTAKEN = 0.35  # how often, after a fact about somebody else, the user's own is asked for
 LONG = (8, 18)  # turns, drawn anew, after which no new topic begins: what is due is asked, then it ends
 CHATS = ((1, 2, 3, 4, 5, 6), (12, 22, 28, 20, 12, 6))  # how many topics the other dialogues have
@@ -60,6 +61,7 @@ class Dialogue:
     recalled: list[tuple[int, str]] = field(default_factory=list)  # turn of a reply that repeats a fact, fact
     events: list[Event] = field(default_factory=list)
     topics: list[tuple[int, str]] = field(default_factory=list)  # turn, name of the file its exchange is from
+    silent: list[int] = field(default_factory=list)  # turns that tell facts which the reply does not repeat
 
 
 class Composer:
@@ -255,6 +257,29 @@ class Composer:
                 return text
         return ""
 
+    def beside(self, user: str) -> tuple[str, str]:
+        """The user's turn with a remark of another topic in it, and the reply to the remark; no reply if none fits.
+
+        Their number is what makes them useful: of a few dozen replies a model learns by heart that they repeat
+        nothing, and looks for the fact in the user's words after these only.
+        """
+        for _ in range(TRIES):
+            exchange, line = self.rng.choice(self.book.lively)
+            replies = [reply.line for reply in exchange.replies if not reply.line.text.endswith("？")]
+            known = self.book.facts | PERSONS | QUOTED | COMPUTED
+            if not replies or any(text.needs or text.slots & known for text in (line, *replies)):
+                continue
+            things: dict[str, str] = {}
+            remark = self.fill(line, things, by_user=True).rstrip("。！")
+            if len(remark) > REMARK_LENGTH or remark.endswith("？"):
+                continue
+            parts = [user, remark]
+            if user.endswith(("？", "?")) or self.rng.random() < 0.5:
+                parts.reverse()
+            answer = self.fill(self.rng.choice(replies), things, by_user=False)
+            return parts[0].rstrip("。！~.") + self.rng.choice("，，，。！") + parts[1], answer
+        return user, ""
+
     def again(self, section: Section) -> bool:
         """Another exchange of the same section."""
         rest = [e for e in section.exchanges if self.fits(section, e, same=True)]
@@ -326,7 +351,12 @@ class Composer:
         options = [e for e in reply.follow_ups if (id(e), "") not in self.used]
         tells = top and section.kind == "话题" and said - before.keys() and not section.refers
         if tells and "noted" in self.book.values and rng.random() < SILENT:
-            answer, options, self.filled = self.draw("noted", ()), [], set()
+            answer = ""
+            if not call and not tail and rng.random() < BESIDE:
+                user, answer = self.beside(user)
+            answer = answer or self.draw("noted", ())
+            options, self.filled = [], set()
+            self.dialogue.silent.append(len(turns))
         cost = len(user) + len(answer) + 4
         if self.cost + cost > MAX_COST:
             self.facts = before
