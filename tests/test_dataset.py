@@ -9,7 +9,7 @@ from torch.utils.data import default_collate
 from studytiny import DialogueModel, Tokenizer, UserError
 from studytiny.tokenizer import END_ID, PAD_ID
 from train import ConvDataset, DialogueDataset
-from train.corpus import is_held_out, to_messages
+from train.corpus import Unlearnt, is_held_out, to_messages
 from train.dataset import IGNORED, AlikeRows, block_sizes, fold, pack
 
 
@@ -150,3 +150,13 @@ def test_unknown_characters_of_the_corpus_are_learnt_as_unknown():
     corpus = ConvDataset.from_dialogues([["你好", "好呀"]])
     dataset = DialogueDataset(corpus, Tokenizer("好"), 16)
     assert dataset.labels == 3
+
+
+def test_a_reply_that_is_not_to_be_learnt_is_read_all_the_same():
+    turns = ["我叫小明", Unlearnt("今天下雨。"), "我叫什么", "你叫小明。"]
+    corpus = ConvDataset.from_split([turns], [], "two replies")
+    tokenizer = corpus.build_vocab()
+    row = DialogueDataset(corpus, tokenizer, max_length=64)[0]
+    learnt = [index for index in row["labels"].tolist() if index != IGNORED]
+    assert tokenizer.decode(row["input_ids"].tolist()).count("今天下雨。") == 1
+    assert tokenizer.decode(learnt).startswith("你叫小明。") and len(learnt) == len("你叫小明。") + 1

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from studytiny.errors import UserError
-from studytiny.tokenizer import SPECIAL_TOKENS, Message, Tokenizer
+from studytiny.tokenizer import SPECIAL_TOKENS, EncodedDialogue, Message, Tokenizer
 
 # ``python -m`` finds this module loaded already, by the package's __init__, and would warn of it, to no use.
 warnings.filterwarnings("ignore", "'train.corpus' found in sys.modules", RuntimeWarning)
@@ -65,6 +65,22 @@ class Problem:
 
     line: int
     kind: str
+
+
+class Unlearnt(str):
+    """A reply that is context for what follows and no example of how to answer: learnt as little as the user's words.
+
+    A ``.conv`` file cannot say so; only corpora composed in memory have such turns.
+    """
+
+
+def encode_turns(tokenizer: Tokenizer, turns: Sequence[str]) -> EncodedDialogue:
+    """The turns, user first, as ids; ``reply_mask`` leaves out what is ``Unlearnt``."""
+    encoded = tokenizer.encode_dialogue(to_messages(turns))
+    for turn, start, end in zip(turns, encoded.turn_starts, [*encoded.turn_starts[1:], len(encoded.ids)], strict=True):
+        if isinstance(turn, Unlearnt):
+            encoded.reply_mask[start:end] = [False] * (end - start)
+    return encoded
 
 
 def to_messages(turns: Sequence[str]) -> list[Message]:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Sampler
 
 from studytiny.errors import UserError
 from studytiny.tokenizer import PAD_ID, EncodedDialogue, Tokenizer
-from train.corpus import ConvDataset, to_messages
+from train.corpus import ConvDataset, encode_turns
 
 IGNORED = -100  # the label that cross_entropy skips
 BLOCKS = (64, 128, 256)  # a row shorter dialogues share is divided into blocks of one of these sizes; see fold
@@ -144,7 +144,7 @@ class DialogueDataset(Dataset):
         self.conv_dataset = conv_dataset
         parts: list[tuple[list[int], list[int]]] = []
         for turns in conv_dataset.training_dialogues():
-            encoded = tokenizer.encode_dialogue(to_messages(turns))
+            encoded = encode_turns(tokenizer, turns)
             parts.extend(part for part in pieces(encoded, max_length) if any(label != IGNORED for label in part[1]))
         if not parts:
             raise nothing_to_learn(conv_dataset)

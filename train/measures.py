@@ -19,7 +19,7 @@ from studytiny.checkpoint import Model
 from studytiny.errors import UserError
 from studytiny.tokenizer import PAD_ID, UNK_ID, EncodedDialogue, Tokenizer
 from train.clean import is_rude
-from train.corpus import to_messages
+from train.corpus import Unlearnt, encode_turns
 
 TOKENS_A_BATCH = 4096
 
@@ -91,12 +91,12 @@ def bits_per_character(model: Model, tokenizer: Tokenizer, dialogues: Sequence[S
     windows: list[tuple[list[int], list[bool]]] = []  # ids, and which of them to score
     characters = unknown = 0
     for turns in dialogues:
-        encoded = tokenizer.encode_dialogue(to_messages(turns))
+        encoded = encode_turns(tokenizer, turns)
         for start, stop, score_from in scored_windows(encoded, model.config.max_length):
             wanted = [encoded.reply_mask[i] and i >= score_from for i in range(start, stop)]
             if any(wanted):
                 windows.append((encoded.ids[start:stop], wanted))
-        replies = "".join(turns[1::2])
+        replies = "".join(turn for turn in turns[1::2] if not isinstance(turn, Unlearnt))
         characters += len(replies)
         unknown += sum(index == UNK_ID for index in tokenizer.encode(replies))
 

@@ -30,7 +30,7 @@ from torch.utils.data import Dataset
 
 from studytiny.errors import UserError
 from studytiny.tokenizer import END_ID, PAD_ID, EncodedDialogue, Tokenizer
-from train.corpus import ConvDataset, to_messages
+from train.corpus import ConvDataset, encode_turns
 from train.dataset import IGNORED, nothing_to_learn
 from train.trainer import TransformerTrainer
 
@@ -106,7 +106,7 @@ class PublishedDataset(Dataset):
         # All dialogues behind each other, in 4-byte numbers: a large corpus as lists would not fit a laptop.
         ids, labels, self._starts = array("i"), array("i"), array("q", [0])
         for turns in conv_dataset.training_dialogues():
-            encoded = tokenizer.encode_dialogue(to_messages(turns))
+            encoded = encode_turns(tokenizer, turns)
             length = min(len(encoded.ids), max_length)
             ids.extend(encoded.ids[:length])
             labels.extend(encoded.ids[i] if learnt(encoded, i) else IGNORED for i in range(1, length))

@@ -7,8 +7,9 @@ from random import Random
 from typing import NamedTuple
 
 from studytiny.word_lists import is_rude
+from train.corpus import Unlearnt
 
-from .topics import COMPUTED, PERSONS, QUOTED, RECAP, SAME, Book, Exchange, Line, Part, Section, TopicError
+from .topics import COMPUTED, PERSONS, RECAP, SAME, Book, Exchange, Line, Part, Section, TopicError
 
 MAX_TURNS = 24
 MAX_COST = 500  # characters plus two marks a turn: a whole dialogue fits the window of 512
@@ -31,10 +32,9 @@ TELLS = ((1, 2, 3, 4), (56, 31, 10, 3))  # how many facts such a dialogue tells
 DISTANCES = ((0, 1, 2, 3, 4), (26, 28, 22, 14, 10))  # exchanges between telling and asking
 ASKS = (("询问", "记混", "确认", "更正"), (58, 18, 10, 14))  # what happens when the time to ask has come
 PRONOUNS = 0.5  # how often something is said of what was just told, with a pronoun
-UNKNOWN = 0.08  # share of the dialogues with facts in which one never told is asked for
-SILENT = 0.25  # share of the told facts that the reply does not repeat: asked for, they are in the user's words only
-BESIDE = 0.6  # share of these in which the user adds something else and gets a reply to that, the others are noted.txt
-MISTAKEN = 0.35  # how often, after a fact about somebody else, the user's own is asked for
+UNKNOWN = 0.09  # share of the dialogues with facts in which one never told is asked for
+SILENT = 0.3  # share of the told facts whose reply is about something else: then only the user's words have them
+MISTAKEN = 0.25  # how often, after a fact about somebody else, the user's own is asked for
 LONG = (8, 18)  # turns, drawn anew, after which no new topic begins: what is due is asked, then it ends
 CHATS = ((1, 2, 3, 4, 5, 6), (12, 22, 28, 20, 12, 6))  # how many topics the other dialogues have
 NUMERALS = "零一二三四五六七八九十"
@@ -61,7 +61,6 @@ class Dialogue:
     recalled: list[tuple[int, str]] = field(default_factory=list)  # turn of a reply that repeats a fact, fact
     events: list[Event] = field(default_factory=list)
     topics: list[tuple[int, str]] = field(default_factory=list)  # turn, name of the file its exchange is from
-    silent: list[int] = field(default_factory=list)  # turns that tell facts which the reply does not repeat
 
 
 class Composer:
@@ -257,28 +256,14 @@ class Composer:
                 return text
         return ""
 
-    def beside(self, user: str) -> tuple[str, str]:
-        """The user's turn with a remark of another topic in it, and the reply to the remark; no reply if none fits.
+    def reply_to_something_else(self) -> str:
+        """Any reply that needs nothing said before, as if the user had been misheard.
 
-        Their number is what makes them useful: of a few dozen replies a model learns by heart that they repeat
-        nothing, and looks for the fact in the user's words after these only.
+        There must be many: of a few dozen a model learns by heart that they repeat nothing, and looks for the fact in
+        the user's words after these only.
         """
-        for _ in range(TRIES):
-            exchange, line = self.rng.choice(self.book.lively)
-            replies = [reply.line for reply in exchange.replies if not reply.line.text.endswith("？")]
-            known = self.book.facts | PERSONS | QUOTED | COMPUTED
-            if not replies or any(text.needs or text.slots & known for text in (line, *replies)):
-                continue
-            things: dict[str, str] = {}
-            remark = self.fill(line, things, by_user=True).rstrip("。！")
-            if len(remark) > REMARK_LENGTH or remark.endswith("？"):
-                continue
-            parts = [user, remark]
-            if user.endswith(("？", "?")) or self.rng.random() < 0.5:
-                parts.reverse()
-            answer = self.fill(self.rng.choice(replies), things, by_user=False)
-            return parts[0].rstrip("。！~.") + self.rng.choice("，，，。！") + parts[1], answer
-        return user, ""
+        line = self.rng.choice(self.book.unrelated)
+        return self.fill(line, {}, by_user=False)
 
     def again(self, section: Section) -> bool:
         """Another exchange of the same section."""
@@ -350,13 +335,9 @@ class Composer:
         answer = self.fill(reply.line, bindings, by_user=False)
         options = [e for e in reply.follow_ups if (id(e), "") not in self.used]
         tells = top and section.kind == "话题" and said - before.keys() and not section.refers
-        if tells and "noted" in self.book.values and rng.random() < SILENT:
-            answer = ""
-            if not call and not tail and rng.random() < BESIDE:
-                user, answer = self.beside(user)
-            answer = answer or self.draw("noted", ())
+        if tells and rng.random() < SILENT:
+            answer = Unlearnt(self.reply_to_something_else())
             options, self.filled = [], set()
-            self.dialogue.silent.append(len(turns))
         cost = len(user) + len(answer) + 4
         if self.cost + cost > MAX_COST:
             self.facts = before

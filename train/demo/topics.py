@@ -163,16 +163,19 @@ class Book:
         return found
 
     @cached_property
-    def lively(self) -> list[tuple[Exchange, Line]]:
+    def remarks(self) -> list[Line]:
         """What a user says of themselves in the sections marked `随口`: it may stand beside a fact that is told."""
-        exchanges = [e for section in self.sections["话题"] if "随口" in section.flags for e in section.exchanges]
-        pairs = [(exchange, line) for exchange in exchanges for line in exchange.users]
-        return [(e, line) for e, line in pairs if not any(word in line.text for word in NO_REMARK)]
+        sections = (section for section in self.sections["话题"] if "随口" in section.flags)
+        lines = (line for section in sections for exchange in section.exchanges for line in exchange.users)
+        return [line for line in lines if not line.slots | line.needs and not any(w in line.text for w in NO_REMARK)]
 
     @cached_property
-    def remarks(self) -> list[Line]:
-        """Those of them that name nothing."""
-        return [line for _, line in self.lively if not line.slots | line.needs]
+    def unrelated(self) -> list[Line]:
+        """Replies of small talk that need nothing said before."""
+        exchanges = [exchange for _, exchange in self.pool("话题")[0]]
+        lines = {reply.line.text: reply.line for exchange in exchanges for reply in exchange.replies}
+        bound = self.facts | PERSONS | QUOTED | COMPUTED
+        return [line for line in lines.values() if not line.needs | line.slots & bound]
 
     @cached_property
     def typos(self) -> list[tuple[str, str]]:
