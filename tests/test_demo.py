@@ -45,6 +45,13 @@ def test_same_seed_same_dialogues_also_in_another_process():
     assert generate(50, 7) == generate(50, 7) != generate(50, 8)
 
 
+def test_what_a_file_is_written_from_has_no_reply_that_is_not_to_be_learnt():
+    def unlearnt(misheard):
+        return sum(isinstance(turn, Unlearnt) for turns in generate(300, 7, misheard) for turn in turns)
+
+    assert unlearnt(False) == 0 < unlearnt(True)
+
+
 def test_every_dialogue_has_the_promised_shape(corpus):
     assert len(corpus) == 10000
     for dialogue in corpus:

@@ -161,7 +161,7 @@ def load_corpus(name: str) -> ConvDataset:
         UserError: it is none of these, cannot be had, is damaged, or holds nothing to learn.
     """
     if name in OWN:
-        return ConvDataset.from_dialogues(demo.generate(OWN[name]), name)
+        return ConvDataset.from_dialogues(demo.generate(OWN[name], misheard=True), name)
     if name in SOURCES:
         return _read(SOURCES[name], fetch(SOURCES[name]))
     path = Path(name)

@@ -22,19 +22,22 @@ FOLDER = Path(__file__).parent
 RETRIES = 8  # of a dialogue that already exists; short ones then simply repeat
 
 
-def generate(count: int = 8000, seed: int = 0) -> list[list[str]]:
-    """`count` dialogues, each a list of turns: user, assistant, user, assistant ..."""
-    return [dialogue.turns for dialogue in compose_dialogues(count, seed)]
+def generate(count: int = 8000, seed: int = 0, misheard: bool = False) -> list[list[str]]:
+    """`count` dialogues, each a list of turns: user, assistant, user, assistant ...
+
+    `misheard`: with replies that are `Unlearnt`, for training in memory; a file could not tell them from the others.
+    """
+    return [dialogue.turns for dialogue in compose_dialogues(count, seed, misheard=misheard)]
 
 
-def compose_dialogues(count: int = 8000, seed: int = 0, folder: Path = FOLDER) -> list[Dialogue]:
+def compose_dialogues(count: int = 8000, seed: int = 0, folder: Path = FOLDER, misheard: bool = True) -> list[Dialogue]:
     """Like `generate`, with what was told and asked in each dialogue. Raises TopicError for a broken file."""
     book, rng = load_book(folder), Random(seed)
     dialogues: list[Dialogue] = []
     seen: set[tuple[str, ...]] = set()
     for _ in range(count):
         for _ in range(RETRIES):
-            dialogue = Composer(book, rng).compose()
+            dialogue = Composer(book, rng, misheard).compose()
             if dialogue.turns and tuple(dialogue.turns) not in seen:
                 break
         seen.add(tuple(dialogue.turns))

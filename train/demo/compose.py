@@ -64,10 +64,10 @@ class Dialogue:
 
 
 class Composer:
-    """Writes one dialogue; all its choices come from `rng`."""
+    """Writes one dialogue; all its choices come from `rng`. `misheard`: some told facts get an `Unlearnt` reply."""
 
-    def __init__(self, book: Book, rng: Random) -> None:
-        self.book, self.rng = book, rng
+    def __init__(self, book: Book, rng: Random, misheard: bool) -> None:
+        self.book, self.rng, self.misheard = book, rng, misheard
         self.dialogue = Dialogue()
         self.cost = 0
         self.facts: dict[str, str] = {}
@@ -335,7 +335,7 @@ class Composer:
         answer = self.fill(reply.line, bindings, by_user=False)
         options = [e for e in reply.follow_ups if (id(e), "") not in self.used]
         tells = top and section.kind == "话题" and said - before.keys() and not section.refers
-        if tells and rng.random() < SILENT:
+        if tells and self.misheard and rng.random() < SILENT:
             answer = Unlearnt(self.reply_to_something_else())
             options, self.filled = [], set()
         cost = len(user) + len(answer) + 4
