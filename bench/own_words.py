@@ -52,9 +52,9 @@ def main() -> None:
     parser = CommandParser("python bench/own_words.py", "回答没有把事情复述一遍，问起来时，模型会去用户的话里找吗？")
     parser.add_argument("folders", nargs="+", metavar="模型文件夹")
     folders = parser.parse_args().folders
+    models = {folder: load_folder(folder, "cpu") for folder in folders}  # a wrong folder is told of before the table
     print(f"| 模型 | 自己回答的 | 换成别的回答 | {' | '.join(TALKS)} |\n|{'---|' * (len(TALKS) + 3)}")
-    for folder in folders:
-        model, tokenizer = load_folder(folder, "cpu")
+    for folder, (model, tokenizer) in models.items():
         with (
             contextlib.closing(Generator(model, tokenizer, max_running=32)) as generator,
             ThreadPoolExecutor(32) as pool,
