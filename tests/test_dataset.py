@@ -11,6 +11,7 @@ from studytiny.tokenizer import END_ID, PAD_ID
 from train import ConvDataset, DialogueDataset
 from train.corpus import Unlearnt, is_held_out, to_messages
 from train.dataset import IGNORED, AlikeRows, block_sizes, fold, pack
+from train.trainer import add_targets
 
 
 def made_dialogues(count=200, turns=(2, 4, 6), length=12, seed=0):
@@ -157,6 +158,10 @@ def test_a_reply_that_is_not_to_be_learnt_is_read_all_the_same():
     corpus = ConvDataset.from_split([turns], [], "two replies")
     tokenizer = corpus.build_vocab()
     row = DialogueDataset(corpus, tokenizer, max_length=64)[0]
-    learnt = [index for index in row["labels"].tolist() if index != IGNORED]
+    learnt = [index for index in row["labels"].tolist() if index >= 0]
     assert tokenizer.decode(row["input_ids"].tolist()).count("今天下雨。") == 1
     assert tokenizer.decode(learnt).startswith("你叫小明。") and len(learnt) == len("你叫小明。") + 1
+    drawn = add_targets({name: values[None] for name, values in row.items()}, user_share=1.0)
+    said = tokenizer.decode([target for target in drawn["targets"][0].tolist() if target != IGNORED])
+    assert "我叫小明" in said and "我叫什么" in said and "你叫小明。" in said and not set("今天下雨") & set(said)
+    assert (drawn["labels"] >= IGNORED).all()

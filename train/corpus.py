@@ -68,7 +68,7 @@ class Problem:
 
 
 class Unlearnt(str):
-    """A reply that is context for what follows and no example of how to answer: learnt as little as the user's words.
+    """A reply that is context for what follows and no example of how to answer: no part of it is ever learnt.
 
     A ``.conv`` file cannot say so; only corpora composed in memory have such turns.
     """

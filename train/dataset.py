@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from studytiny.errors import UserError
-from studytiny.tokenizer import PAD_ID, EncodedDialogue, Tokenizer
+from studytiny.tokenizer import ASSISTANT_ID, PAD_ID, EncodedDialogue, Tokenizer
 from train.corpus import ConvDataset, encode_turns
 
 IGNORED = -100  # the label that cross_entropy skips
+NEVER = -101  # the label in a reply that is Unlearnt: it is not drawn with the user's words either
 BLOCKS = (64, 128, 256)  # a row shorter dialogues share is divided into blocks of one of these sizes; see fold
 
 
@@ -29,7 +30,12 @@ def nothing_to_learn(corpus: ConvDataset) -> UserError:
 def label_of(encoded: EncodedDialogue, index: int) -> int:
     """What the model should say after token ``index``: the next token if that is the assistant's to write."""
     following = index + 1
-    return encoded.ids[following] if following < len(encoded.ids) and encoded.reply_mask[following] else IGNORED
+    if following >= len(encoded.ids):
+        return IGNORED
+    if encoded.reply_mask[following]:
+        return encoded.ids[following]
+    is_unlearnt = encoded.roles[following] == 1 and encoded.ids[following] != ASSISTANT_ID
+    return NEVER if is_unlearnt else IGNORED
 
 
 def pieces(encoded: EncodedDialogue, max_length: int) -> Iterator[tuple[list[int], list[int]]]:
@@ -125,7 +131,7 @@ class DialogueDataset(Dataset):
     """Rows of ``max_length`` tokens for a DataLoader; held-out dialogues are left out.
 
     An item is ``{"input_ids", "labels", "segments"}``, each a LongTensor (max_length,). ``labels[t]`` is the token that
-    should follow ``input_ids[t]``, or -100. Padding has a segment of its own.
+    should follow ``input_ids[t]``, or -100, in an `Unlearnt` reply -101. Padding has a segment of its own.
 
     Attributes:
         table: ids, labels and segments of all rows, (3, rows, max_length).
@@ -145,7 +151,7 @@ class DialogueDataset(Dataset):
         parts: list[tuple[list[int], list[int]]] = []
         for turns in conv_dataset.training_dialogues():
             encoded = encode_turns(tokenizer, turns)
-            parts.extend(part for part in pieces(encoded, max_length) if any(label != IGNORED for label in part[1]))
+            parts.extend(part for part in pieces(encoded, max_length) if any(label >= 0 for label in part[1]))
         if not parts:
             raise nothing_to_learn(conv_dataset)
         # Neighbours in the file should not always share a row; the longest first, so that short ones fill the gaps.
@@ -167,7 +173,7 @@ class DialogueDataset(Dataset):
                 segment += len(numbers)
                 self.table[:, row, start : start + len(ids)] = torch.tensor([ids, labels, segments], dtype=torch.int32)
         self.tokens = int((self.table[2] >= 0).sum())
-        self.labels = int((self.table[1] != IGNORED).sum())
+        self.labels = int((self.table[1] >= 0).sum())
 
     def __len__(self) -> int:
         return self.table.shape[1]

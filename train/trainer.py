@@ -34,7 +34,7 @@ from studytiny.model import DialogueModel
 from studytiny.sampling import SamplingConfig
 from train.config import TrainConfig, learning_rate
 from train.corpus import ConvDataset
-from train.dataset import IGNORED, fold
+from train.dataset import IGNORED, NEVER, fold
 from train.distributed import Group, own_device
 from train.measures import bits_per_character
 from train.optimizer import build_optimizers, load_optimizers, optimizer_tensors
@@ -74,13 +74,15 @@ def bfloat16_is_faster(device: torch.device) -> bool:
 def add_targets(batch: Mapping[str, Tensor], user_share: float) -> dict[str, Tensor]:
     """Adds ``targets`` (B, T), the token that follows each place, or -100 where that is not learnt.
 
-    Learnt are the assistant's words and, drawn at random, ``user_share`` of the rest of the dialogue.
+    Learnt are the assistant's words and, drawn at random, ``user_share`` of the rest of the dialogue; never a reply
+    whose ``labels`` are -101, which become -100.
     """
     ids, labels, segments = batch["input_ids"], batch["labels"], batch["segments"]
     following = F.pad(ids[:, 1:], (0, 1))
     same_dialogue = F.pad((segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] >= 0), (0, 1))
-    drawn = same_dialogue & (torch.rand(ids.shape) < user_share)
-    return {**batch, "targets": torch.where((labels == IGNORED) & drawn, following, labels)}
+    drawn = same_dialogue & (labels == IGNORED) & (torch.rand(ids.shape) < user_share)
+    labels = labels.masked_fill(labels == NEVER, IGNORED)
+    return {**batch, "labels": labels, "targets": torch.where(drawn, following, labels)}
 
 
 class TransformerTrainer:
