@@ -2,7 +2,8 @@
 
 A user tells something, this program puts in a reply that does not repeat it, and the user asks for it. Greedy, with the
 value to be found in the answer. A model that learnt from replies which always repeat the fact can answer whatever it
-noted itself and nothing else: what it once fails to note, it has forgotten.
+noted itself and nothing else: what it once fails to note, it has forgotten. The first column is how often, at the
+page's default sampling, the reply to the telling notes it: one that learnt to say what does not repeat it notes less.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ OTHERS = (
     "很高兴认识你！",
     "哈哈，是吗？",
 )
+DRAWS = 10  # replies to each telling
 BETWEEN = (("user", "今天天气真好"), ("assistant", "真好，出去走走吧。"))
 
 
@@ -48,12 +50,17 @@ def is_recalled(generator: Generator, value: str, told: str, asked: str, noted: 
     return value in generator.reply(turns, sampling)
 
 
+def is_noted(generator: Generator, value: str, told: str, seed: int) -> bool:
+    """Whether ``value`` is in the reply to the telling, drawn with ``seed``."""
+    return value in generator.reply([{"role": "user", "content": told.format(value)}], SamplingConfig(seed=seed))
+
+
 def main() -> None:
     parser = CommandParser("python bench/own_words.py", "回答没有把事情复述一遍，问起来时，模型会去用户的话里找吗？")
     parser.add_argument("folders", nargs="+", metavar="模型文件夹")
     folders = parser.parse_args().folders
     models = {folder: load_folder(folder, "cpu") for folder in folders}  # a wrong folder is told of before the table
-    print(f"| 模型 | 自己回答的 | 换成别的回答 | {' | '.join(TALKS)} |\n|{'---|' * (len(TALKS) + 3)}")
+    print(f"| 模型 | 当场记下 | 自己回答的 | 换成别的回答 | {' | '.join(TALKS)} |\n|{'---|' * (len(TALKS) + 4)}")
     for folder, (model, tokenizer) in models.items():
         with (
             contextlib.closing(Generator(model, tokenizer, max_running=32)) as generator,
@@ -67,7 +74,10 @@ def main() -> None:
 
             talks = {fact: [(value, told, asked) for value in values] for fact, (told, asked, values) in TALKS.items()}
             every = [talk for rows in talks.values() for talk in rows]
-            shares = [share(every, (None,)), share(every, OTHERS), *(share(rows, OTHERS) for rows in talks.values())]
+            jobs = [(generator, value, told, seed) for value, told, _ in every for seed in range(DRAWS)]
+            noted = list(pool.map(lambda job: is_noted(*job), jobs))
+            shares = [sum(noted) / len(noted), share(every, (None,)), share(every, OTHERS)]
+            shares += (share(rows, OTHERS) for rows in talks.values())
         print(f"| {Path(folder)} | {' | '.join(f'{part:.0%}' for part in shares)} |", flush=True)
 
 
