@@ -4,12 +4,15 @@ A user tells something, this program puts in a reply that does not repeat it, an
 value to be found in the answer. A model that learnt from replies which always repeat the fact can answer whatever it
 noted itself and nothing else: what it once fails to note, it has forgotten. The first column is how often, at the
 page's default sampling, the reply to the telling notes it: one that learnt to say what does not repeat it notes less.
+The second is the plainest of talks, every reply the model's own: a fact, one of CHATS or nothing, and each of the four
+ways to ask for it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,15 +23,55 @@ from studytiny.command import CommandParser, run_command
 from studytiny.generator import Generator
 from studytiny.sampling import SamplingConfig
 
-TALKS = {
-    "名字": ("我叫{}", "我叫什么名字？", ("小明", "小红", "阿强", "李华", "王芳", "何静怡")),
-    "老家": ("我老家在{}", "我老家在哪？", ("成都", "洛阳", "襄阳", "青岛", "绍兴", "曲靖")),
-    "爱吃的": ("我爱吃{}", "我爱吃什么？", ("饺子", "螺蛳粉", "红烧肉", "草莓", "凉皮", "烤鸭")),
-    "爱好": ("我喜欢{}", "我的爱好是什么？", ("钓鱼", "画画", "打篮球", "下象棋", "养花", "看小说")),
-    "年龄": ("我今年{}岁", "我今年多大？", ("18", "25", "37", "九", "52", "三十一")),
-    "明天": ("我明天要{}", "我明天要做什么？", ("去爬山", "交论文", "搬家", "看牙", "考试", "去面试")),
-    "朋友": ("我朋友叫{}", "我朋友叫什么？", ("小李", "张悦", "阿杰", "陈晨", "大鹏", "林夕")),
+TALKS = {  # the telling, ways to ask for it, values
+    "名字": (
+        "我叫{}",
+        ("我叫什么名字？", "我叫什么", "你知道我叫什么吗", "还记得我的名字吗"),
+        ("小明", "小红", "阿强", "李华", "王芳", "何静怡"),
+    ),
+    "老家": (
+        "我老家在{}",
+        ("我老家在哪？", "我是哪里人", "我老家是哪的", "还记得我老家在哪吗"),
+        ("成都", "洛阳", "襄阳", "青岛", "绍兴", "曲靖"),
+    ),
+    "爱吃的": (
+        "我爱吃{}",
+        ("我爱吃什么？", "我喜欢吃什么", "还记得我爱吃什么吗", "我最爱吃的是啥"),
+        ("饺子", "螺蛳粉", "红烧肉", "草莓", "凉皮", "烤鸭"),
+    ),
+    "爱好": (
+        "我喜欢{}",
+        ("我的爱好是什么？", "我喜欢做什么", "我喜欢什么", "还记得我的爱好吗"),
+        ("钓鱼", "画画", "打篮球", "下象棋", "养花", "看小说"),
+    ),
+    "年龄": (
+        "我今年{}岁",
+        ("我今年多大？", "我多大了", "我几岁", "还记得我多大吗"),
+        ("18", "25", "37", "九", "52", "三十一"),
+    ),
+    "明天": (
+        "我明天要{}",
+        ("我明天要做什么？", "我明天要干嘛", "我明天有什么事", "还记得我明天要干什么吗"),
+        ("去爬山", "交论文", "搬家", "看牙", "考试", "去面试"),
+    ),
+    "朋友": (
+        "我朋友叫{}",
+        ("我朋友叫什么？", "我朋友叫什么名字", "还记得我朋友的名字吗", "我朋友叫啥"),
+        ("小李", "张悦", "阿杰", "陈晨", "大鹏", "林夕"),
+    ),
 }
+CHATS = (
+    "",
+    "今天天气真好",
+    "今天有点累",
+    "晚上吃什么好",
+    "讲个笑话",
+    "我刚下班",
+    "你会做什么",
+    "周末去哪玩",
+    "谢谢你",
+    "哈哈",
+)
 OTHERS = (
     "好，我都听见了，接着说。",
     "辛苦了，先坐下歇一会儿吧。",
@@ -37,17 +80,26 @@ OTHERS = (
     "哈哈，是吗？",
 )
 DRAWS = 10  # replies to each telling
+GREEDY = SamplingConfig(temperature=0.0)
 BETWEEN = (("user", "今天天气真好"), ("assistant", "真好，出去走走吧。"))
 
 
 def is_recalled(generator: Generator, value: str, told: str, asked: str, noted: str | None) -> bool:
     """Whether ``value`` is in the answer. ``noted``: the reply to the telling; None leaves it to the model."""
-    sampling = SamplingConfig(temperature=0.0)
     turns = [{"role": "user", "content": told.format(value)}]
-    turns.append({"role": "assistant", "content": noted or generator.reply(turns, sampling)})
+    turns.append({"role": "assistant", "content": noted or generator.reply(turns, GREEDY)})
     turns += [{"role": role, "content": content} for role, content in BETWEEN]
     turns.append({"role": "user", "content": asked})
-    return value in generator.reply(turns, sampling)
+    return value in generator.reply(turns, GREEDY)
+
+
+def is_answered(generator: Generator, value: str, told: str, chat: str, asked: str) -> bool:
+    """Whether ``value`` is in the answer, in a talk whose replies are all the model's own. ``chat``: "" is nothing."""
+    turns = []
+    for message in filter(None, (told.format(value), chat, asked)):
+        turns.append({"role": "user", "content": message})
+        turns.append({"role": "assistant", "content": generator.reply(turns, GREEDY)})
+    return value in turns[-1]["content"]
 
 
 def is_noted(generator: Generator, value: str, told: str, seed: int) -> bool:
@@ -60,24 +112,29 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", metavar="模型文件夹")
     folders = parser.parse_args().folders
     models = {folder: load_folder(folder, "cpu") for folder in folders}  # a wrong folder is told of before the table
-    print(f"| 模型 | 当场记下 | 自己回答的 | 换成别的回答 | {' | '.join(TALKS)} |\n|{'---|' * (len(TALKS) + 4)}")
+    heads = ("模型", "当场记下", "几种问法", "自己回答的", "换成别的回答", *TALKS)
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for folder, (model, tokenizer) in models.items():
         with (
             contextlib.closing(Generator(model, tokenizer, max_running=32)) as generator,
             ThreadPoolExecutor(32) as pool,
         ):
 
-            def share(talks: list[tuple[str, str, str]], replies: tuple[str | None, ...]) -> float:
-                cases = [(generator, value, told, asked, noted) for value, told, asked in talks for noted in replies]
-                right = list(pool.map(lambda case: is_recalled(*case), cases))
+            def share(test: Callable[..., bool], cases: Iterable[tuple]) -> float:
+                right = list(pool.map(lambda case: test(generator, *case), cases))
                 return sum(right) / len(right)
 
-            talks = {fact: [(value, told, asked) for value in values] for fact, (told, asked, values) in TALKS.items()}
-            every = [talk for rows in talks.values() for talk in rows]
-            jobs = [(generator, value, told, seed) for value, told, _ in every for seed in range(DRAWS)]
-            noted = list(pool.map(lambda job: is_noted(*job), jobs))
-            shares = [sum(noted) / len(noted), share(every, (None,)), share(every, OTHERS)]
-            shares += (share(rows, OTHERS) for rows in talks.values())
+            every = {fact: [(value, told, *asks) for value in values] for fact, (told, asks, values) in TALKS.items()}
+            talks = [talk for rows in every.values() for talk in rows]
+            shares = [
+                share(is_noted, ((value, told, seed) for value, told, *_ in talks for seed in range(DRAWS))),
+                share(is_answered, ((*talk[:2], chat, ask) for talk in talks for chat in CHATS for ask in talk[2:])),
+                share(is_recalled, ((*talk[:3], None) for talk in talks)),
+                share(is_recalled, ((*talk[:3], other) for talk in talks for other in OTHERS)),
+            ]
+            shares += (
+                share(is_recalled, ((*talk[:3], other) for talk in rows for other in OTHERS)) for rows in every.values()
+            )
         print(f"| {Path(folder)} | {' | '.join(f'{part:.0%}' for part in shares)} |", flush=True)
 
 
