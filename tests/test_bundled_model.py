@@ -34,9 +34,13 @@ def test_common_words_get_a_sensible_answer(generator, said, expected):
 
 
 def test_it_remembers_a_name_told_two_turns_ago(generator):
+    """In a talk as it comes about on the page: what stands between the name and the question is the model's own."""
     remembered = 0
     for name in ("小明", "小红", "阿强", "李华", "王芳"):
-        conversation = [user(f"我叫{name}"), assistant(f"你好，{name}，很高兴认识你！"), user("今天有点累")]
-        conversation += [assistant("辛苦了，先坐下歇一会儿吧。"), user("我叫什么名字？")]
-        remembered += name in generator.reply(conversation, SamplingConfig(temperature=0))
-    assert remembered >= 3
+        for seed in range(10):
+            conversation = []
+            for said in (f"我叫{name}", "今天有点累", "我叫什么名字？"):
+                conversation.append(user(said))
+                conversation.append(assistant(generator.reply(conversation, SamplingConfig(seed=seed))))
+            remembered += name in conversation[-1]["content"]
+    assert remembered >= 48  # of 50
