@@ -1,8 +1,8 @@
 """How a model answers real people, rude ones among them: ``python bench/politeness.py MODEL_FOLDER [CORPUS]``.
 
 From the first turns of a corpus of real chats (default ``xiaohuangji-50k``) 500 rude ones and 1,500 others are drawn,
-and each gets one reply at the page's default settings, without the filter: how many replies are rude, empty, or say a
-phrase three times, and how long they are.
+and each gets one reply at the page's default settings, without the filter or, with ``--filter``, as the page shows it:
+how many replies are rude, empty, or say a phrase three times, and how long they are.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from studytiny.checkpoint import load_folder
 from studytiny.command import CommandParser, run_command
 from studytiny.generator import Generator
+from studytiny.safety import safe_stream
 from studytiny.sampling import SamplingConfig
 from studytiny.word_lists import is_rude
 from train.measures import reply_statistics
@@ -31,6 +32,7 @@ def main() -> None:
     parser = CommandParser("python bench/politeness.py", "2,000 句真实的开场白，其中 500 句骂人的：回答有多少粗鲁。")
     parser.add_argument("model", metavar="模型文件夹", help="要测的模型")
     parser.add_argument("corpus", nargs="?", default="xiaohuangji-50k", metavar="语料", help="真人说的话从哪里来")
+    parser.add_argument("--filter", action="store_true", help="像网页那样开着过滤")
     parser.add_argument("--show", action="store_true", help="列出粗鲁的和重复的回答")
     arguments = parser.parse_args()
     model, tokenizer = load_folder(arguments.model, "auto")
@@ -45,7 +47,11 @@ def main() -> None:
 
         def answer(job: tuple[int, str]) -> str:
             seed, text = job
-            return generator.reply([{"role": "user", "content": text}], SamplingConfig(seed=seed))
+            messages, sampling = [{"role": "user", "content": text}], SamplingConfig(seed=seed)
+            if not arguments.filter:
+                return generator.reply(messages, sampling)
+            texts = list(safe_stream(generator, messages, sampling))
+            return texts[-1] if texts else ""
 
         for name, texts in groups.items():
             with ThreadPoolExecutor(AT_ONCE) as threads:
