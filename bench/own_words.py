@@ -1,11 +1,12 @@
 """Does a model read what the user said, or only its own notes of it? ``python bench/own_words.py MODEL_FOLDER ...``.
 
-A user tells something, this program puts in a reply that does not repeat it, and the user asks for it. Greedy, with the
-value to be found in the answer. A model that learnt from replies which always repeat the fact can answer whatever it
-noted itself and nothing else: what it once fails to note, it has forgotten. The first column is how often, at the
-page's default sampling, the reply to the telling notes it: one that learnt to say what does not repeat it notes less.
-The second is the plainest of talks, every reply the model's own: a fact, one of CHATS or nothing, and each of the four
-ways to ask for it.
+A model that learnt from replies which always repeat the fact can answer whatever it noted itself and nothing else: what
+it once fails to note, it has forgotten. The columns, each the share with the value in the reply:
+
+1. a fact is told; drawn at the page's default settings: one that learnt to say what does not repeat it notes less
+2. the plainest of talks, greedy, all replies the model's own: a fact, one of CHATS, each of the four ways to ask
+3. a fact, the model's own reply, BETWEEN, the first way to ask; greedy
+4. the same, but the reply to the telling is one of OTHERS, which do not repeat it; then the same by fact
 """
 
 from __future__ import annotations
@@ -124,17 +125,15 @@ def main() -> None:
                 right = list(pool.map(lambda case: test(generator, *case), cases))
                 return sum(right) / len(right)
 
-            every = {fact: [(value, told, *asks) for value in values] for fact, (told, asks, values) in TALKS.items()}
-            talks = [talk for rows in every.values() for talk in rows]
-            shares = [
-                share(is_noted, ((value, told, seed) for value, told, *_ in talks for seed in range(DRAWS))),
-                share(is_answered, ((*talk[:2], chat, ask) for talk in talks for chat in CHATS for ask in talk[2:])),
-                share(is_recalled, ((*talk[:3], None) for talk in talks)),
-                share(is_recalled, ((*talk[:3], other) for talk in talks for other in OTHERS)),
-            ]
-            shares += (
-                share(is_recalled, ((*talk[:3], other) for talk in rows for other in OTHERS)) for rows in every.values()
-            )
+            talks = [(value, told, asks) for told, asks, values in TALKS.values() for value in values]
+            noted = share(is_noted, ((value, told, seed) for value, told, _ in talks for seed in range(DRAWS)))
+            plain = ((value, told, chat, ask) for value, told, asks in talks for chat in CHATS for ask in asks)
+            answered = share(is_answered, plain)
+            own = share(is_recalled, ((value, told, asks[0], None) for value, told, asks in talks))
+            by_fact = []
+            for told, asks, values in TALKS.values():
+                by_fact.append(share(is_recalled, ((v, told, asks[0], other) for v in values for other in OTHERS)))
+        shares = (noted, answered, own, sum(by_fact) / len(by_fact), *by_fact)
         print(f"| {Path(folder)} | {' | '.join(f'{part:.0%}' for part in shares)} |", flush=True)
 
 

@@ -23,7 +23,7 @@ from studytiny.tokenizer import END_ID
 
 MESSAGES = [
     {"role": "user", "content": "你好，我叫小雨"},
-    {"role": "assistant", "content": "小雨你好！"},
+    {"role": "assistant", "content": "你叫小雨，我记住了。"},
     {"role": "user", "content": "我叫什么名字？"},
 ]
 LONGEST = 60

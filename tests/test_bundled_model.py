@@ -44,3 +44,12 @@ def test_it_remembers_a_name_told_two_turns_ago(generator):
                 conversation.append(assistant(generator.reply(conversation, SamplingConfig(seed=seed))))
             remembered += name in conversation[-1]["content"]
     assert remembered >= 48  # of 50
+
+
+def test_it_reads_what_the_user_said_where_no_reply_repeats_it(generator):
+    right = 0
+    for food in ("饺子", "螺蛳粉", "红烧肉", "草莓", "凉皮", "烤鸭"):
+        conversation = [user(f"我爱吃{food}"), assistant("好，我都听见了，接着说。")]
+        conversation += [user("今天天气真好"), assistant("真好，出去走走吧。"), user("我爱吃什么？")]
+        right += food in generator.reply(conversation, SamplingConfig(temperature=0))
+    assert right >= 5

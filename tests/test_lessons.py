@@ -58,6 +58,7 @@ def test_our_model_looks_back_and_the_original_cannot(tmp_path: Path) -> None:
 def test_the_loop_writes_what_the_generator_writes(tmp_path: Path) -> None:
     said = run("5_whole_reply", tmp_path)
     assert said.rstrip().endswith("（一样）")
+    assert "小雨" in re.search(r"用户：我叫什么名字？\n模型：(.*)", said)[1]  # without the first two turns it cannot
     assert len(re.findall(r"^  \S", said, re.MULTILINE)) == 4  # other beginnings
 
 

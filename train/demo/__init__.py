@@ -31,7 +31,10 @@ def generate(count: int = 8000, seed: int = 0, misheard: bool = False) -> list[l
 
 
 def compose_dialogues(count: int = 8000, seed: int = 0, folder: Path = FOLDER, misheard: bool = True) -> list[Dialogue]:
-    """Like `generate`, with what was told and asked in each dialogue. Raises TopicError for a broken file."""
+    """Like `generate`, with what was told and asked in each dialogue; `misheard` is as there, but True by default.
+
+    Raises TopicError for a broken file.
+    """
     book, rng = load_book(folder), Random(seed)
     dialogues: list[Dialogue] = []
     seen: set[tuple[str, ...]] = set()
