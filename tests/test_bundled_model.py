@@ -46,6 +46,16 @@ def test_it_remembers_a_name_told_two_turns_ago(generator):
     assert remembered >= 48  # of 50
 
 
+@pytest.mark.xfail(strict=True, reason="it looks for names behind 你叫 only: a limit its card names")
+def test_it_remembers_a_name_noted_in_the_words_of_another_program(generator):
+    remembered = 0
+    for name in ("小明", "小红", "阿强", "李华", "王芳"):
+        conversation = [user(f"我叫{name}"), assistant(f"你好，{name}，很高兴认识你！"), user("今天有点累")]
+        conversation += [assistant("辛苦了，先坐下歇一会儿吧。"), user("我叫什么名字？")]
+        remembered += name in generator.reply(conversation, SamplingConfig(temperature=0))
+    assert remembered >= 3
+
+
 def test_it_reads_what_the_user_said_where_no_reply_repeats_it(generator):
     right = 0
     for food in ("饺子", "螺蛳粉", "红烧肉", "草莓", "凉皮", "烤鸭"):
